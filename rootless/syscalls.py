@@ -1,0 +1,401 @@
+"""Every kernel call that Python lacks, each a small function named after it. Either side.
+
+The only file that knows ctypes or the `unshare` binding. It uses the C half of ctypes alone (`_ctypes` costs 0.5 ms to
+import, `ctypes` 2.8). A call that fails raises OSError with the kernel's errno. Constants have the kernel's spelling.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# ── the bridge ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+    _type_ = "l"
+
+
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+    """A machine word: takes int, bytes, None and buffers alike, and never truncates an int to 32 bits."""
+
+    _type_ = "P"
+
+
+class _Byte(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+    _type_ = "c"
+
+
+class _Function(_ctypes.CFuncPtr):  # type: ignore[name-defined,misc]
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+    _restype_ = _Long
+    _argtypes_ = (_Pointer,) * 7
+
+
+class _PythonFunction(_ctypes.CFuncPtr):  # type: ignore[name-defined,misc]
+    """A function of the interpreter's own: called with the global lock held."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
+    _restype_ = None
+    _argtypes_ = ()
+
+
+class _SystemCall(_PythonFunction):
+    """syscall(2) with the global lock held: between fork and PyOS_AfterFork_Child no lock may change hands."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+    _restype_ = _Long
+    _argtypes_ = (_Pointer,) * 7
+
+
+_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[attr-defined]
+_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))  # type: ignore[attr-defined]
+
+MACHINE = os.uname().machine
+
+# Numbers of the calls that differ between architectures; from 424 on they are the same everywhere.
+_NUMBERS = {
+    "x86_64": dict(
+        clone=56, pivot_root=155, mount=165, umount2=166, sethostname=170, prctl=157, capget=125, capset=126,
+        keyctl=250, unshare=272, setns=308, prlimit64=302, seccomp=317, statx=332, sendmsg=46, recvmsg=47,
+        personality=135, mknodat=259, setdomainname=171, clock_settime=227, finit_module=313, timerfd_create=283,
+    ),
+    "aarch64": dict(
+        clone=220, pivot_root=41, mount=40, umount2=39, sethostname=161, prctl=167, capget=90, capset=91,
+        keyctl=219, unshare=97, setns=268, prlimit64=261, seccomp=277, statx=291, sendmsg=211, recvmsg=212,
+        personality=92, mknodat=33, setdomainname=162, clock_settime=112, finit_module=273, timerfd_create=85,
+    ),
+}  # fmt: skip
+_NUMBERS["riscv64"] = _NUMBERS["aarch64"]  # both use the generic table
+_NR = _NUMBERS.get(MACHINE, {}) | dict(
+    open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434, openat2=437,
+    mount_setattr=442, landlock_create_ruleset=444, landlock_add_rule=445, landlock_restrict_self=446,
+)  # fmt: skip
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+
+def _call(name: str, *args: int | bytes | None | object) -> int:
+    """Make the system call `name`; raise OSError with its errno when it fails."""
+    try:
+        number = _NR[name]
+    except KeyError:
+        raise OSError(38, f"{name} on {MACHINE}: not supported") from None  # ENOSYS
+    result = _syscall(number, *args, *(0,) * (6 - len(args)))
+    if result == -1:
+        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+        raise OSError(errno, os.strerror(errno))
+    return int(result)
+
+
+def _buffer(size: int) -> object:
+    """Return `size` bytes of zeroed memory that a call may write to; bytes() reads them."""
+    return (_Byte * size)()  # type: ignore[operator]
+
+
+def _filled(raw: bytes) -> object:
+    """Return memory of our own that holds a copy of `raw`, for structures that point at one another."""
+    return (_Byte * len(raw)).from_buffer_copy(raw)  # type: ignore[operator]
+
+
+def _address(buffer: object) -> int:
+    """Return where `buffer` is; it must be kept alive as long as the address is used."""
+    return int(_ctypes.addressof(buffer))  # type: ignore[attr-defined]
+
+
+def _words(*values: int) -> bytes:
+    """Return `values` as consecutive 64-bit words: the layout of the newer calls' argument structures."""
+    return b"".join((value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, sys.byteorder) for value in values)
+
+
+def _path(path: str | bytes) -> bytes:
+    return path if isinstance(path, bytes) else os.fsencode(path)
+
+
+# ── processes and namespaces: clone(2), unshare(2), setns(2) ──────────────────────────────────────────────────────────
+
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+SIGCHLD = 17
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces in `flags` for new ones: unshare(2).
+
+    Through Python (3.12 and later), else the `unshare` binding where it is installed, else the bare call. The binding
+    knows no errno, so when it fails the kernel is asked again, directly.
+    """
+    if hasattr(os, "unshare"):
+        os.unshare(flags)
+        return
+    try:
+        import unshare as binding  # type: ignore[import-not-found]
+
+        binding.unshare(flags)
+    except (ImportError, RuntimeError):
+        _call("unshare", flags)
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """Join the namespace behind `fd` (or, with a pidfd, those in `flags`): setns(2)."""
+    _call("setns", fd, flags)
+
+
+def fork_into(flags: int) -> int:
+    """Fork into the new namespaces in `flags`; return 0 in the child, its id in the parent, as os.fork() does.
+
+    One clone(2), so that a new user namespace owns the others. The interpreter is told before and after as os.fork()
+    tells it; the process must have one thread.
+    """
+    number = _NR["clone"]
+    _before_fork()
+    # SIGCHLD so that it is waited for like any child; no new stack: the child continues on a copy of ours.
+    pid = _locked_syscall(number, flags | SIGCHLD, 0, 0, 0, 0, 0)
+    if pid == 0:
+        _after_fork_child()
+        return 0
+    errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+    _after_fork_parent()
+    if pid == -1:
+        raise OSError(errno, os.strerror(errno))
+    return int(pid)
+
+
+_locked_syscall = _SystemCall(_ctypes.dlsym(_LIBC, "syscall"))  # type: ignore[attr-defined]
+_before_fork = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_BeforeFork"))  # type: ignore[attr-defined]
+_after_fork_parent = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Parent"))  # type: ignore[attr-defined]
+_after_fork_child = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Child"))  # type: ignore[attr-defined]
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of this UTS namespace: sethostname(2)."""
+    raw = name.encode()
+    _call("sethostname", raw, len(raw))
+
+
+# ── mounts: mount(2), fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), pivot_root(2) ─────────────────────────
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 32, 4096, 16384, 1 << 18, 1 << 19
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+
+
+def mount(source: str, target: str, fstype: str, flags: int, options: str | bytes = "") -> None:
+    """Mount by the classic call, whose options are at most a page long: mount(2)."""
+    _call("mount", _path(source), _path(target), _path(fstype), flags, _path(options) or None)
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    """Unmount `target`: umount2(2)."""
+    _call("umount2", _path(target), flags)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make `new_root` the root of this mount namespace and leave the old one at `put_old`: pivot_root(2)."""
+    _call("pivot_root", _path(new_root), _path(put_old))
+
+
+def new_mount(fstype: str, options: dict[str, str], attributes: int) -> int:
+    """Create a filesystem and return a descriptor of its mount, which is attached nowhere: fsopen(2), fsmount(2).
+
+    An option with an empty value is a flag. `attributes` are MOUNT_ATTR_*.
+    """
+    context = _call("fsopen", _path(fstype), FSOPEN_CLOEXEC)
+    try:
+        for key, value in options.items():
+            if value:
+                _call("fsconfig", context, _FSCONFIG_SET_STRING, _path(key), _path(value), 0)
+            else:
+                _call("fsconfig", context, _FSCONFIG_SET_FLAG, _path(key), None, 0)
+        _call("fsconfig", context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _call("fsmount", context, FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def open_tree(path: str | bytes, dir_fd: int = AT_FDCWD, recursive: bool = True, follow: bool = True) -> int:
+    """Copy the mount at `path` (with those below it) and return a descriptor of the unattached copy: open_tree(2).
+
+    With an empty `path` the copy is of what `dir_fd` is.
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    flags |= AT_EMPTY_PATH if not path else 0
+    flags |= 0 if follow else AT_SYMLINK_NOFOLLOW
+    return _call("open_tree", dir_fd, _path(path), flags)
+
+
+def move_mount(tree: int, target: int) -> None:
+    """Attach the mount behind `tree` on what the descriptor `target` is: move_mount(2)."""
+    _call("move_mount", tree, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def mount_setattr(tree: int, attributes: int, recursive: bool = False, path: str = "", propagation: int = 0) -> None:
+    """Add `attributes` (MOUNT_ATTR_*) to the mount behind `tree`, and to all below it: mount_setattr(2)."""
+    flags = (AT_RECURSIVE if recursive else 0) | (AT_EMPTY_PATH if not path else 0)
+    _call("mount_setattr", tree, _path(path), flags, _words(attributes, 0, propagation, 0), 32)
+
+
+# ── paths inside a root: openat2(2), statx(2) ─────────────────────────────────────────────────────────────────────────
+
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x01, 0x02, 0x04
+RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
+
+
+def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open `path` with the restrictions in `resolve` (RESOLVE_*) on how it may be reached: openat2(2)."""
+    return _call("openat2", dir_fd, _path(path), _words(flags | os.O_CLOEXEC, mode, resolve), 24)
+
+
+STATX_MNT_ID = 0x1000
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount that `fd` is on, as in /proc/PID/mountinfo: statx(2) (Linux 5.8)."""
+    result = _buffer(256)
+    _call("statx", fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, result)
+    return int.from_bytes(bytes(result)[144:152], sys.byteorder)  # type: ignore[call-overload]
+
+
+# ── privileges: prctl(2), capset(2), seccomp(2), prlimit(2), keyctl(2) ────────────────────────────────────────────────
+
+PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NAME = 1, 3, 4, 15
+PR_SET_KEEPCAPS, PR_GET_SECCOMP = 8, 21
+PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+_SECCOMP_SET_MODE_FILTER = 1
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """Set or get an attribute of this process: prctl(2)."""
+    return _call("prctl", option, arg2, arg3, arg4, arg5)
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set this process's capability sets, each a mask of 1 << CAP_*: capset(2)."""
+    header = _CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4)
+    low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
+    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
+    _call("capset", header, b"".join(word.to_bytes(4, sys.byteorder) for word in low + high))
+
+
+def seccomp_load(program: bytes) -> None:
+    """Load a BPF `program` (struct sock_filter, 8 bytes each) as this process's filter: seccomp(2).
+
+    Needs no_new_privs or CAP_SYS_ADMIN in the user namespace.
+    """
+    text = _filled(program)
+    length = (len(program) // 8).to_bytes(2, sys.byteorder) + bytes(6)
+    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, length + _words(_address(text)))
+
+
+def prlimit(resource: int, soft: int, hard: int) -> None:
+    """Set this process's resource limit, in the resource's own unit; -1 is infinity: prlimit(2)."""
+    _call("prlimit64", 0, resource, _words(soft, hard), None)
+
+
+def join_new_session_keyring() -> None:
+    """Leave the caller's session keyring for a new, empty, anonymous one: keyctl(2)."""
+    _call("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def personality(persona: int) -> int:
+    """Set the execution domain (0xffffffff asks only) and return the one before: personality(2)."""
+    return _call("personality", persona)
+
+
+# ── Landlock: landlock(7) ─────────────────────────────────────────────────────────────────────────────────────────────
+
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+
+
+def landlock_version() -> int:
+    """Return the version of the kernel's Landlock interface, 0 where it has none or it is switched off."""
+    try:
+        return _call("landlock_create_ruleset", None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def landlock_create_ruleset(handled: Sequence[int]) -> int:
+    """Return a ruleset that handles the access rights in `handled` (filesystem, then network, then scope masks)."""
+    attribute = _words(*handled)
+    return _call("landlock_create_ruleset", attribute, len(attribute), 0)
+
+
+def landlock_add_path(ruleset: int, folder: int, access: int) -> None:
+    """Allow `access` below the open `folder`."""
+    rule = _words(access) + folder.to_bytes(4, sys.byteorder)
+    _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    """Hold this process and its children to `ruleset`; needs no_new_privs."""
+    _call("landlock_restrict_self", ruleset, 0)
+
+
+# ── descriptors between processes: unix(7), SCM_RIGHTS ────────────────────────────────────────────────────────────────
+
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1
+MSG_CMSG_CLOEXEC = 0x40000000
+
+
+def socketpair() -> tuple[int, int]:
+    """Return two connected unix stream sockets as descriptors, close-on-exec."""
+    pair = _buffer(8)
+    function = _Function(_ctypes.dlsym(_LIBC, "socketpair"))  # type: ignore[attr-defined]
+    if function(1, 1 | 0o2000000, 0, pair, 0, 0, 0) == -1:  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
+        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+        raise OSError(errno, os.strerror(errno))
+    raw = bytes(pair)  # type: ignore[call-overload]
+    return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:], sys.byteorder)
+
+
+def send_fd(sock: int, fd: int) -> None:
+    """Send the descriptor `fd` over the unix socket `sock`, with one byte of data: sendmsg(2)."""
+    data = _filled(b".")
+    vector = _filled(_words(_address(data), 1))
+    # struct cmsghdr, the descriptor, and padding to a whole word
+    control = _filled(_words(20) + b"".join(v.to_bytes(4, sys.byteorder) for v in (_SOL_SOCKET, _SCM_RIGHTS, fd, 0)))
+    _call("sendmsg", sock, _words(0, 0, _address(vector), 1, _address(control), 24, 0), 0)
+
+
+def receive_fd(sock: int) -> int | None:
+    """Return the descriptor that comes over the unix socket `sock`, or None when the other end is closed: recvmsg(2)."""
+    data, control = _buffer(1), _buffer(24)
+    vector = _filled(_words(_address(data), 1))
+    header = _filled(_words(0, 0, _address(vector), 1, _address(control), 24, 0))
+    if _call("recvmsg", sock, header, MSG_CMSG_CLOEXEC) == 0:
+        return None
+    return int.from_bytes(bytes(control)[16:20], sys.byteorder)  # type: ignore[call-overload]
+
+
+# ── memory of this process ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wipe(start: int, end: int) -> None:
+    """Overwrite this process's memory from `start` up to `end` with zeroes."""
+    _Function(_ctypes.dlsym(_LIBC, "memset"))(start, 0, end - start, 0, 0, 0, 0)  # type: ignore[attr-defined]
