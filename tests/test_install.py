@@ -1,0 +1,135 @@
+"""What a user installs: the wheel's content, and the command `sbx` that finds its own interpreter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import needs
+import pytest
+
+FRONT = needs.CHECKOUT / "helpers" / "sbx"
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return str(done.stdout).strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder, cwd=needs.CHECKOUT)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel in it; what it depends on comes from the tests' own environment."""
+    folder = tmp_path_factory.mktemp("installed") / "a folder" / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    site = Path(run(folder / "bin/python3", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            scripts = ".data/scripts/"
+            is_script = scripts in member.filename
+            target = folder / "bin" / member.filename.split(scripts)[1] if is_script else site / member.filename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(member))
+            target.chmod(0o755 if is_script else 0o644)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def version() -> str:
+    return run(sys.executable, "-c", "import rootless; print(rootless.__version__)", cwd=needs.CHECKOUT)
+
+
+def test_the_wheel_ships_what_other_programs_read(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("helpers", "images"):
+        for path in (needs.CHECKOUT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert f"rootless/share/{path.relative_to(needs.CHECKOUT)}" in names
+    assert any(name.endswith(".data/scripts/sbx") for name in names)
+
+
+def test_sbx_runs(installed: Path) -> None:
+    assert version() in run(installed / "bin/sbx", "--version", env={"PATH": "/usr/bin:/bin"})
+
+
+def test_sbx_runs_through_symlinks(installed: Path, tmp_path: Path) -> None:
+    """pipx links ~/.local/bin/sbx to the environment; the link may be relative, and a link to a link."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "absolute").symlink_to(installed / "bin/sbx")
+    (tmp_path / "bin/relative").symlink_to("../absolute")
+    for link in ("absolute", "bin/relative"):
+        assert version() in run(tmp_path / link, "--version", env={"PATH": "/usr/bin:/bin"})
+    assert version() in run("sh", "relative", "--version", cwd=tmp_path / "bin")
+
+
+def test_sbx_is_found_on_the_path(installed: Path) -> None:
+    assert version() in run("sbx", "--version", env={"PATH": f"{installed}/bin:/usr/bin:/bin"})
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    """An environment whose python3 prints how it was called."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(FRONT, tmp_path / "bin/sbx")
+    (tmp_path / "bin/python3").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    (tmp_path / "bin/python3").chmod(0o755)
+    return tmp_path
+
+
+def make_main(folder: Path) -> Path:
+    (folder / "rootless").mkdir(parents=True)
+    (folder / "rootless/__main__.py").touch()
+    return folder / "rootless/__main__.py"
+
+
+def test_front_takes_the_short_way_into_the_package(fake: Path) -> None:
+    main = make_main(fake / "lib/python3.11/site-packages")
+    shown = run(fake / "bin/sbx", "a b", "", "*", "-e", "x\ny")
+    assert shown == f"<-I><-S><-E><{fake}/bin/../{main.relative_to(fake)}><a b><><*><-e><x\ny>"
+
+
+def test_front_leaves_an_ambiguous_environment_to_the_interpreter(fake: Path) -> None:
+    assert run(fake / "bin/sbx", "a") == "<-m><rootless><a>"
+    make_main(fake / "lib/python3.11/site-packages")
+    make_main(fake / "lib/python3.12/site-packages")
+    assert run(fake / "bin/sbx", "a") == "<-m><rootless><a>"
+
+
+def test_front_without_an_interpreter_beside_it(fake: Path, tmp_path: Path) -> None:
+    """pip install --user puts no python3 beside the scripts."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (fake / "bin/python3").rename(elsewhere / "python3")
+    assert run(fake / "bin/sbx", "a", env={"PATH": f"{elsewhere}:/usr/bin:/bin"}) == "<-m><rootless><a>"
+
+
+def test_front_changes_no_variable_of_the_caller(fake: Path) -> None:
+    (fake / "bin/python3").write_text("#!/bin/sh\nexec env\n")
+    make_main(fake / "lib/python3.11/site-packages")
+    mine = {name: "mine" for name in ("self", "bin", "link", "main", "file", "found")}
+    shown = run(fake / "bin/sbx", env=mine | {"PATH": os.environ["PATH"]}).splitlines()
+    assert {line for line in shown if line.endswith("=mine")} == {f"{name}=mine" for name in mine}
+
+
+@needs.program("strace")
+def test_front_forks_nothing(fake: Path) -> None:
+    make_main(fake / "lib/python3.11/site-packages")
+    trace = fake / "trace"
+    run("strace", "-f", "-e", "trace=process", "-o", trace, fake / "bin/sbx")
+    calls = trace.read_text()
+    assert calls.count("execve(") == 2
+    assert "fork(" not in calls
+    assert "clone" not in calls
