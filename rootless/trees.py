@@ -1,0 +1,159 @@
+"""Remove a tree of files that may be hostile. Either side; imports only leaves.
+
+The trees are unpacked layers and upper folders: names in any bytes, folders nested thousands deep, folders without
+permission bits, links that point out. So nothing is followed, nothing recurses, no path grows longer than one name,
+and three descriptors are enough for any depth: a folder that is not empty is not descended into, its sub-folders are
+moved up next to it and wait there for their turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from rootless.errors import SbxError
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ACCESS = 0o700
+
+
+def remove(name: str | bytes, dir_fd: int | None = None) -> None:
+    """Remove `name` (below `dir_fd`), whatever it is, with everything in it; a link is removed, not followed.
+
+    Not there is success, so it may be called again after an interruption and by several processes at once. The caller
+    owns the files or has CAP_DAC_OVERRIDE and CAP_FOWNER over them. Raises SbxError ``tree-removal`` when something
+    resists (a mount point, an immutable file); then whatever could be removed is gone.
+    """
+    try:
+        if not _remove_leaf(name, dir_fd):
+            empty(name, dir_fd)
+            os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failed(name, error) from None
+
+
+def empty(name: str | bytes, dir_fd: int | None = None) -> None:
+    """Remove everything in the folder `name` (below `dir_fd`) and keep the folder itself.
+
+    Raises OSError when something resists, after everything else is gone.
+    """
+    top = _open_folder(name, dir_fd)
+    try:
+        _empty(top)
+    finally:
+        os.close(top)
+
+
+def _empty(top: int) -> None:
+    """Remove everything in the open folder `top`. Each round removes one level of each tree in it."""
+    fresh = 0
+    while True:
+        names = _names(top)
+        resisting: OSError | None = None
+        progress = False
+        for name in names:
+            try:
+                if not _remove_leaf(name, top):
+                    fresh = _flatten(name, top, fresh)
+                    os.rmdir(name, dir_fd=top)
+                progress = True
+            except FileNotFoundError:
+                progress = True  # another process is at the same work
+            except OSError as error:
+                resisting = error
+        if resisting and not progress:
+            raise resisting
+        if not names:
+            return
+
+
+def _remove_leaf(name: str | bytes, dir_fd: int | None) -> bool:
+    """Remove `name` if it is anything but a folder with something in it; return whether it is gone."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return True
+    except OSError as error:
+        # unlink(2) of a folder is EISDIR on Linux, EPERM by POSIX
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        unlinking = error
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+        return True
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise unlinking from None
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+
+
+def _flatten(name: str | bytes, top: int, fresh: int) -> int:
+    """Empty the folder `name` in `top`: unlink its files, move its sub-folders into `top`.
+
+    `fresh` is the number to begin with in search of unused names; the next one is returned.
+    """
+    folder = _open_folder(name, top)
+    try:
+        for entry in _names(folder):
+            if not _remove_leaf(entry, folder):
+                fresh = _move_up(entry, folder, top, fresh)
+    finally:
+        os.close(folder)
+    return fresh
+
+
+def _move_up(name: bytes, folder: int, top: int, fresh: int) -> int:
+    """Move the folder `name` out of `folder` to an unused name in `top`; return the number after that name's."""
+    while True:
+        fresh += 1
+        try:
+            os.rename(name, b".%d" % fresh, src_dir_fd=folder, dst_dir_fd=top)
+            return fresh
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                # a folder that moves has its '..' rewritten, for which the kernel asks write permission on it
+                _permit(name, folder)
+            elif error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+
+
+def _open_folder(name: str | bytes, dir_fd: int | None) -> int:
+    """Open the folder `name`, giving its owner access to it first where that is missing; a link is an error."""
+    try:
+        fd = os.open(name, _FOLDER, dir_fd=dir_fd)
+    except PermissionError:
+        _permit(name, dir_fd)
+        return os.open(name, _FOLDER, dir_fd=dir_fd)
+    try:
+        # The superuser of a namespace does not need the bits, an owner does; one cheap call finds out.
+        if os.fstat(fd).st_mode & _ACCESS != _ACCESS:
+            os.fchmod(fd, _ACCESS)
+    except PermissionError:
+        pass  # not ours to change; what it denies will be told by name
+    return fd
+
+
+def _permit(name: str | bytes, dir_fd: int | None) -> None:
+    """Give the owner all access to the folder `name`, never following a link.
+
+    chmod(2) follows links and fchmod(2) refuses O_PATH descriptors, but the descriptor's name in /proc is accepted.
+    """
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", _ACCESS)
+    finally:
+        os.close(fd)
+
+
+def _names(folder: int) -> list[bytes]:
+    """Return the names in the open `folder` as bytes."""
+    # listdir() of a descriptor gives text; the bytes come back exactly by fsencode. It reads from where the
+    # descriptor stands, so it is rewound by Python itself on each call.
+    return [os.fsencode(name) for name in os.listdir(folder)]
+
+
+def _failed(name: str | bytes, error: OSError) -> SbxError:
+    return SbxError("tree-removal", f"remove {os.fsdecode(name)}: {error.strerror}")
