@@ -166,6 +166,15 @@ def offline_tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rootfs(offline_tarball: Path) -> Path:
+    """The offline test image's root filesystem as a folder."""
+    folder = offline_tarball.parent / "rootfs"
+    folder.mkdir()
+    subprocess.run(["tar", "-xf", offline_tarball, "-C", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def image(home: Path, offline_tarball: Path) -> str:
     """The name of the offline test image, imported into this worker's store."""
     Sbx(home).ok("import", OFFLINE, offline_tarball)

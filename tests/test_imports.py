@@ -18,7 +18,7 @@ ROWS = [
     ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees"),
     ("helper programs", "programs"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
-    ("processes", "processes"),
+    ("what joins subjects", "processes state build"),
     ("plan", "plan"),
     ("child", "child"),
     ("parent", "parent"),
