@@ -88,3 +88,126 @@ class Image(Value):
         "user": "", "stop_signal": "",
     }  # fmt: skip
     __slots__ = tuple(_defaults)
+
+
+class Rootfs(Value):
+    """Where the root filesystem comes from.
+
+    `kind` is ``layers`` (unpacked layers below ``paths.data()/layers``, the top one first), ``folder`` (the plain
+    folder `path`, under a writable layer that vanishes) or ``host`` (the host's own root, all of it read-only).
+    """
+
+    kind: str
+    layers: list[str]
+    path: str
+    read_only: bool
+    _defaults = {"kind": "layers", "layers": [], "path": "", "read_only": False}
+    __slots__ = tuple(_defaults)
+
+
+class Mount(Value):
+    """One mount that was asked for. `kind` is bind or tmpfs; `source` is absolute; `options` are a tmpfs's own."""
+
+    kind: str
+    source: str
+    target: str
+    read_only: bool
+    noexec: bool
+    options: dict[str, str]
+    _defaults = {"kind": "bind", "source": "", "target": "", "read_only": False, "noexec": False, "options": {}}
+    __slots__ = tuple(_defaults)
+
+
+class SandboxSpec(Value):
+    """A sandbox, complete and explicit: the same spec makes the same sandbox.
+
+    name            of the sandbox, and of its folder
+    folder          absolute path of that folder, which gets upper, work and root
+    idmap           the ids; nested_users tells whether the sandbox gets a user namespace of its own inside the mapped one
+    namespaces      names that are made anew; the others are shared with the host
+    clock_offsets   clock → seconds, with a time namespace of its own
+    hostname        empty keeps the host's
+    rootfs, mounts  what is where; masked and read_only are absolute paths inside
+    fresh           of proc and sysfs: whether a new one can be mounted, else the host's is bound
+    files           path inside → text: /etc/hosts, /etc/resolv.conf, /etc/hostname
+    devices         absolute paths of further device nodes of the host
+    argv, env       of the command, in bytes as they will be passed
+    workdir         absolute path inside
+    user, group     name or number, looked up inside
+    limits          resource limits: name → (soft, hard)
+    capabilities    mask of 1 << CAP_*
+    filter_name, filter   the compiled seccomp filter; empty is none
+    sysctls         name → value, written before /proc/sys becomes read-only
+    terminal        a pty inside as stdin, stdout (and stderr if redirect_stderr)
+    pass_fds        descriptors that stay open
+    init            pid 1 is ours; else it is the command
+    """
+
+    name: str
+    id: str
+    image: str
+    folder: str
+    idmap: IdMap
+    nested_users: bool
+    deny_groups: bool
+    namespaces: list[str]
+    clock_offsets: dict[str, int]
+    hostname: str
+    rootfs: Rootfs
+    mounts: list[Mount]
+    fresh_proc: bool
+    fresh_sys: bool
+    masked: list[str]
+    read_only: list[str]
+    files: dict[str, str]
+    devices: list[str]
+    shm_size: int
+    argv: list[bytes]
+    env: dict[bytes, bytes]
+    workdir: str
+    user: str
+    group: str
+    umask: int
+    limits: dict[str, tuple[int, int]]
+    oom_score: int
+    capabilities: int
+    no_new_privileges: bool
+    filter_name: str
+    filter: bytes
+    keyring: bool
+    sysctls: dict[str, str]
+    terminal: bool
+    redirect_stderr: bool
+    pass_fds: list[int]
+    init: bool
+    network: str
+    _defaults = {
+        "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
+        "namespaces": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
+        "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
+        "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {}, "oom_score": 0,
+        "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"", "keyring": True, "sysctls": {},
+        "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": "none",
+    }  # fmt: skip
+    __slots__ = tuple(_defaults)
+
+
+def pack(value: object) -> object:
+    """Return `value` as plain data that marshal can write: a Value becomes its class's name and its fields."""
+    if isinstance(value, Value):
+        return ("Value", type(value).__name__, {name: pack(field) for name, field in value.fields().items()})
+    if isinstance(value, list):
+        return [pack(item) for item in value]
+    return value
+
+
+def unpack(data: object) -> Any:
+    """Return the value that `pack` made `data` of."""
+    if isinstance(data, tuple) and len(data) == 3 and data[0] == "Value":
+        return _CLASSES[data[1]](**{name: unpack(field) for name, field in data[2].items()})
+    if isinstance(data, list):
+        return [unpack(item) for item in data]
+    return data
+
+
+_CLASSES = {kind.__name__: kind for kind in (IdMapping, IdMap, Image, Rootfs, Mount, SandboxSpec)}

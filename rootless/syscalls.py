@@ -74,7 +74,7 @@ _NUMBERS = {
 _NUMBERS["riscv64"] = _NUMBERS["aarch64"]  # both use the generic table
 _NR = _NUMBERS.get(MACHINE, {}) | dict(
     open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434, openat2=437,
-    mount_setattr=442, landlock_create_ruleset=444, landlock_add_rule=445, landlock_restrict_self=446,
+    close_range=436, mount_setattr=442, landlock_create_ruleset=444, landlock_add_rule=445, landlock_restrict_self=446,
 )  # fmt: skip
 
 AT_FDCWD = -100
@@ -94,6 +94,17 @@ def _call(name: str, *args: int | bytes | None | object) -> int:
         errno = _ctypes.get_errno()  # type: ignore[attr-defined]
         raise OSError(errno, os.strerror(errno))
     return int(result)
+
+
+def _libc(name: str, *args: int | bytes | object) -> int:
+    """Call the C library's `name`, for calls whose numbers differ between architectures too much to list."""
+    function = _Function(_ctypes.dlsym(_LIBC, name))  # type: ignore[attr-defined]
+    result = function(*args, *(0,) * (7 - len(args)))
+    # an int in a long's register: the upper half is not the callee's to set
+    if result & 0xFFFFFFFF == 0xFFFFFFFF:
+        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+        raise OSError(errno, os.strerror(errno))
+    return int(result & 0xFFFFFFFF)
 
 
 def _buffer(size: int) -> object:
@@ -153,6 +164,14 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int = 0) -> None:
     """Join the namespace behind `fd` (or, with a pidfd, those in `flags`): setns(2)."""
     _call("setns", fd, flags)
+
+
+_NS_GET_PARENT = 0xB702
+
+
+def parent_namespace(fd: int) -> int:
+    """Return a descriptor of the user (or pid) namespace that the one behind `fd` was made in: ioctl_ns(2)."""
+    return _libc("ioctl", fd, _NS_GET_PARENT)
 
 
 def fork_into(flags: int) -> int:
@@ -301,6 +320,15 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _call("capset", header, b"".join(word.to_bytes(4, sys.byteorder) for word in low + high))
 
 
+def permitted_capabilities() -> int:
+    """Return this process's permitted set, a mask of 1 << CAP_*: capget(2)."""
+    header = _filled(_CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4))
+    data = _buffer(24)
+    _call("capget", header, data)
+    raw = bytes(data)  # type: ignore[call-overload]
+    return int.from_bytes(raw[4:8], sys.byteorder) | int.from_bytes(raw[16:20], sys.byteorder) << 32
+
+
 def seccomp_load(program: bytes) -> None:
     """Load a BPF `program` (struct sock_filter, 8 bytes each) as this process's filter: seccomp(2).
 
@@ -324,6 +352,20 @@ def join_new_session_keyring() -> None:
 def personality(persona: int) -> int:
     """Set the execution domain (0xffffffff asks only) and return the one before: personality(2)."""
     return _call("personality", persona)
+
+
+CLOSE_RANGE_CLOEXEC = 4
+_LAST_FD = 0xFFFFFFFF
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from `first` on close-on-exec: close_range(2) (Linux 5.11)."""
+    _call("close_range", first, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on: close_range(2) (Linux 5.9)."""
+    _call("close_range", first, _LAST_FD, 0)
 
 
 # ── Landlock: landlock(7) ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -366,10 +408,7 @@ MSG_CMSG_CLOEXEC = 0x40000000
 def socketpair() -> tuple[int, int]:
     """Return two connected unix stream sockets as descriptors, close-on-exec."""
     pair = _buffer(8)
-    function = _Function(_ctypes.dlsym(_LIBC, "socketpair"))  # type: ignore[attr-defined]
-    if function(1, 1 | 0o2000000, 0, pair, 0, 0, 0) == -1:  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
-        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
-        raise OSError(errno, os.strerror(errno))
+    _libc("socketpair", 1, 1 | os.O_CLOEXEC, 0, pair)  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
     raw = bytes(pair)  # type: ignore[call-overload]
     return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:], sys.byteorder)
 
@@ -393,9 +432,28 @@ def receive_fd(sock: int) -> int | None:
     return int.from_bytes(bytes(control)[16:20], sys.byteorder)  # type: ignore[call-overload]
 
 
+# ── the loopback interface: netdevice(7) ──────────────────────────────────────────────────────────────────────────────
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+
+
+def loopback_up() -> None:
+    """Set the interface lo of this net namespace up; the kernel gives it its addresses: netdevice(7)."""
+    fd = _libc("socket", 2, 2 | os.O_CLOEXEC, 0)  # AF_INET, SOCK_DGRAM
+    try:
+        # struct ifreq: sixteen bytes of name, then the flags
+        _libc("ioctl", fd, _SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder) + bytes(22))
+    finally:
+        os.close(fd)
+
+
 # ── memory of this process ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def wipe(start: int, end: int) -> None:
     """Overwrite this process's memory from `start` up to `end` with zeroes."""
-    _Function(_ctypes.dlsym(_LIBC, "memset"))(start, 0, end - start, 0, 0, 0, 0)  # type: ignore[attr-defined]
+    _MEMSET(start, 0, end - start, 0, 0, 0, 0)
+
+
+_MEMSET = _Function(_ctypes.dlsym(_LIBC, "memset"))  # type: ignore[attr-defined]

@@ -1,0 +1,53 @@
+"""The Typer app. Warm: reached when the reader declines, and by every command that is not hot.
+
+One file per group of commands; each has ``register(app)``. Its modules import what is heavy inside their functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+GROUPS = ("hot", "sandboxes", "images", "registry", "host")
+
+app = typer.Typer(
+    name="sbx",
+    help="Rootless sandboxes: run programs and images without root, without a daemon, safe by default.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out `argv` (default: the process's) through Typer and return the exit status.
+
+    Raises SbxError; usage errors are printed by Typer and return 125, as docker's do.
+    """
+    build_app()
+    try:
+        status = app(argv, prog_name="sbx", standalone_mode=False)
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        # Click's usage errors know how to show themselves; everything else is not ours to handle.
+        if not hasattr(error, "format_message"):
+            raise
+        sys.stderr.write(f"sbx: {' '.join(error.format_message().split())}\n")
+        context = getattr(error, "ctx", None)
+        sys.stderr.write(f"hint: {context.command_path if context else 'sbx'} --help\n")
+        return 125
+    return status if isinstance(status, int) else 0
+
+
+def build_app() -> typer.Typer:
+    """Return the app with all its commands registered."""
+    if not app.registered_commands:
+        for group in GROUPS:
+            importlib.import_module(f"rootless.cli.{group}").register(app)
+    return app

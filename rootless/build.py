@@ -1,0 +1,425 @@
+"""Request + Image → SandboxSpec: flags over the image's config over defaults. Outside.
+
+Here the caller's words get their meaning and the caller's mistakes their message. It looks at the host (does a source
+exist? which folder is this?) and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rootless import capabilities, idmap, network, paths, privileges
+from rootless.errors import SbxError, printable
+from rootless.namespaces import DEFAULT, SHAREABLE
+from rootless.spec import Image, Mount, Rootfs, SandboxSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.options import Request
+    from rootless.spec import IdMap
+
+PATH = privileges.DEFAULT_PATH.decode()
+HOST = "host"  #: the image that is the host's own root
+
+#: Hidden and write-protected as the OCI runtimes' defaults have them, and what they forget.
+MASKED = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/config.gz", "/proc/kallsyms",
+    "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags", "/proc/vmallocinfo", "/sys/firmware",
+    "/sys/fs/selinux", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security", "/sys/kernel/vmcoreinfo",
+    "/sys/class/dmi", "/sys/devices/virtual/dmi", "/sys/devices/virtual/powercap", "/sys/class/powercap",
+]  # fmt: skip
+READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str) -> SandboxSpec:
+    """Return the complete spec of the sandbox that `request` asks for."""
+    on_host = image.reference == HOST
+    mounts = _mounts(request)
+    workdir = request.workdir or image.working_dir or "/"
+    if request.here:
+        here = _current_folder()
+        mounts.append(Mount(source=here, target=here))
+        workdir = request.workdir or here
+    elif on_host and not request.workdir:
+        workdir = _visible_folder()
+    if on_host:
+        mounts = [*_private_folders(request, ids), *mounts]
+    hostname = request.hostname or name
+    user, _, group = (request.user or image.user or _default_user(ids)).partition(":")
+    backend = "host" if "net" in request.share else request.net or "auto"
+    spec = SandboxSpec(
+        name=name, id=identity, image=image.reference, folder=folder, idmap=ids, network=backend,
+        rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
+        namespaces=_namespaces(request), clock_offsets=_clock_offsets(request),
+        devices=[_device(device) for device in request.device],
+        argv=_argv(request, image), env=_environment(request, image, hostname), workdir=_inside(workdir, "working directory"),
+        user=_check_user(user, "user"), group=_check_user(group, "group"), hostname=hostname,
+        limits=_limits(request.ulimit), umask=_umask(request.umask), oom_score=request.oom_score_adj or 0,
+        shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
+        pass_fds=[_pass_fd(text) for text in request.pass_fd], init=not request.no_init,
+        # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
+        nested_users=ids.mode != "single",
+    )  # fmt: skip
+    _protect(spec, request)
+    spec.files = _files(spec, request, on_host)
+    return spec
+
+
+def command_in(request: Request, spec: SandboxSpec) -> SandboxSpec:
+    """Return `spec`, that of a running sandbox, changed to what an `exec` request asks for."""
+    spec.argv = [os.fsencode(word) for word in request.arguments]
+    spec.env = {**spec.env, **_asked(request)}
+    spec.env.pop(b"HOME", None)
+    if request.user:
+        user, _, group = request.user.partition(":")
+        spec.user, spec.group = _check_user(user, "user"), _check_user(group, "group")
+    spec.workdir = _inside(request.workdir or spec.workdir, "working directory")
+    spec.pass_fds = [_pass_fd(text) for text in request.pass_fd]
+    return spec
+
+
+# ── the root and the mounts ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rootfs(image: Image, request: Request) -> Rootfs:
+    if image.reference == HOST:
+        return Rootfs(kind="host", path="/", read_only=True)
+    if request.rootfs:
+        return Rootfs(kind="folder", path=image.digest, read_only=request.read_only)
+    return Rootfs(kind="layers", layers=image.layers, read_only=request.read_only)
+
+
+def _mounts(request: Request) -> list[Mount]:
+    mounts = [_volume(text) for text in request.volume]
+    mounts += [_mount_words(text) for text in request.mount]
+    return mounts + [_tmpfs(text) for text in request.tmpfs]
+
+
+def _volume(text: str) -> Mount:
+    """``SOURCE:TARGET[:OPTIONS]``, or ``SOURCE`` alone for the same path inside."""
+    source, _, rest = text.partition(":")
+    target, _, options = rest.partition(":")
+    if not source or (":" in options):
+        raise SbxError("mount-invalid", f"read volume {printable(text)!r}: it is SOURCE:TARGET[:OPTIONS]",
+                       "paths with a colon need --mount type=bind,source=…,target=…")  # fmt: skip
+    mount = Mount(source=_source(source, text), target=_target(target or os.path.abspath(source), text))
+    for option in filter(None, options.split(",")):
+        _set_option(mount, option, text)
+    return mount
+
+
+def _set_option(mount: Mount, option: str, text: str) -> None:
+    if option in ("ro", "readonly", "rro"):
+        mount.read_only = True
+    elif option == "noexec":
+        mount.noexec = True
+    elif option not in ("rw", "exec", "rbind", "bind", "nosuid", "nodev", "z", "Z", "private", "rprivate"):
+        raise SbxError("mount-invalid", f"read mount {printable(text)!r}: unknown option {printable(option)!r}",
+                       "options are ro, rw, exec, noexec")  # fmt: skip
+
+
+def _mount_words(text: str) -> Mount:
+    """docker's ``type=bind,source=…,target=…,readonly``."""
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    kind = words.pop("type", "bind")
+    target = next((words.pop(key) for key in ("target", "destination", "dst") if key in words), "")
+    source = next((words.pop(key) for key in ("source", "src") if key in words), "")
+    if kind == "tmpfs":
+        options = [f"{key.removeprefix('tmpfs-')}={value}" if value else key for key, value in words.items()]
+        return _tmpfs(f"{target}:{','.join(options)}")
+    if kind != "bind" or not source or not target:
+        raise SbxError("mount-invalid", f"read mount {printable(text)!r}: it is type=bind|tmpfs,source=…,target=…[,readonly]")
+    mount = Mount(source=_source(source, text), target=_target(target, text))
+    for key, value in words.items():
+        if value in ("", "true", "1"):
+            _set_option(mount, key, text)
+        elif key != "bind-propagation" and value not in ("false", "0"):
+            _set_option(mount, f"{key}={value}", text)
+    return mount
+
+
+def _tmpfs(text: str) -> Mount:
+    """``TARGET[:size=…,mode=…,exec,ro]``; nosuid, nodev and noexec as docker's are, unless `exec` is said."""
+    target, _, options = text.partition(":")
+    mount = Mount(kind="tmpfs", target=_target(target, text), noexec=True, options={"mode": "1777"})
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if equals and key == "size":
+            mount.options["size"] = value if value.endswith("%") else str(parse_size(value, f"--tmpfs {text}"))
+        elif equals and key in ("mode", "nr_inodes", "uid", "gid"):
+            mount.options[key] = value
+        elif option == "exec":
+            mount.noexec = False
+        else:
+            _set_option(mount, option, text)
+    return mount
+
+
+def _source(path: str, text: str) -> str:
+    """Return the absolute path of a mount's source, which exists."""
+    absolute = os.path.abspath(path) if path[0] in "./" else ""
+    if not absolute:
+        raise SbxError("mount-invalid", f"read volume {printable(text)!r}: {printable(path)} is not a path",
+                       f"write ./{printable(path)} for a file or folder here")  # fmt: skip
+    try:
+        os.stat(absolute)
+    except OSError as error:
+        raise SbxError("mount-source-missing", f"mount {absolute}: {error.strerror}", "the source of a mount has to exist") from None
+    return absolute
+
+
+def _target(path: str, text: str) -> str:
+    path = _inside(path, "mount target")
+    if path == "/":
+        raise SbxError("mount-invalid", f"read mount {printable(text)!r}: the target cannot be the root", "see: --rootfs")
+    return path
+
+
+def _inside(path: str, what: str) -> str:
+    """Return `path`, absolute inside, without ``.`` and ``..``."""
+    if not path.startswith("/") or "\0" in path:
+        raise SbxError("path-invalid", f"read {what} {printable(path)!r}: it is no absolute path")
+    return os.path.normpath(path).replace("//", "/")
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise SbxError("folder-gone", f"find the current folder: {error.strerror}", "go to another one with cd") from None
+
+
+def _hidden_on_host() -> list[str]:
+    return ["/tmp", "/run", "/var/tmp", os.path.abspath(paths.home())]
+
+
+def _visible_folder() -> str:
+    """Return the current folder if the image `host` shows it, else the root."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return "/"
+    return "/" if any(here == path or here.startswith(path + "/") for path in _hidden_on_host()) else here
+
+
+def _private_folders(request: Request, ids: IdMap) -> list[Mount]:
+    """The folders of the host's tree that the image `host` replaces by empty ones."""
+    home = _hidden_on_host()[-1]
+    owner = {"uid": _default_user(ids).partition(":")[0], "gid": _default_user(ids).partition(":")[2]}
+    folders = [Mount(kind="tmpfs", target=path, options={"mode": "1777"}) for path in ("/tmp", "/var/tmp")]
+    folders.append(Mount(kind="tmpfs", target="/run", options={"mode": "755"}))
+    if home != "/" and not request.home:
+        folders.append(Mount(kind="tmpfs", target=home, options={"mode": "700", **owner}))
+    return folders
+
+
+def _device(text: str) -> str:
+    path = os.path.abspath(text.partition(":")[0])
+    try:
+        mode = os.stat(path).st_mode & 0o170000
+    except OSError as error:
+        raise SbxError("device-missing", f"add device {path}: {error.strerror}") from None
+    if mode not in (0o020000, 0o060000) or not path.startswith("/dev/"):
+        raise SbxError("device-invalid", f"add device {path}: it is not a device below /dev")
+    return path
+
+
+# ── the command and its surroundings ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _argv(request: Request, image: Image) -> list[bytes]:
+    if request.command == "shell":
+        return [b"bash", b"-l"]
+    entrypoint = [request.entrypoint] if request.entrypoint else image.entrypoint
+    words = [*entrypoint, *(request.arguments or ([] if request.entrypoint else image.cmd))]
+    if not words:
+        raise SbxError("command-missing", f"run {image.reference}: no command, and the image names none",
+                       "write it after the image", 125)  # fmt: skip
+    return [os.fsencode(word) for word in words]
+
+
+def _environment(request: Request, image: Image, hostname: str) -> dict[bytes, bytes]:
+    """Fixed values, the image's over them, the caller's words over those: nothing comes along unasked."""
+    env = {"PATH": os.environ.get("PATH", PATH) if image.reference == HOST else PATH, "HOSTNAME": hostname, "container": "sbx"}
+    env.update(entry.partition("=")[::2] for entry in image.env)
+    return {**{os.fsencode(key): os.fsencode(value) for key, value in env.items()}, **_asked(request)}
+
+
+def _asked(request: Request) -> dict[bytes, bytes]:
+    """The variables of --env-file and --env, the later ones winning."""
+    entries = [line for file in request.env_file for line in _env_lines(file)] + request.env
+    env: dict[bytes, bytes] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not name or "\0" in entry:
+            raise SbxError("env-invalid", f"set variable {printable(entry)!r}: it has no name")
+        if equals:
+            env[os.fsencode(name)] = os.fsencode(value)
+        elif name in os.environ:
+            env[os.fsencode(name)] = os.fsencode(os.environ[name])
+    return env
+
+
+def _env_lines(file: str) -> list[str]:
+    """The lines of a docker env file: no quoting, ``#`` starts a comment line."""
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+            lines = stream.read().split("\n")
+    except OSError as error:
+        raise SbxError("env-file-unreadable", f"read environment file {file}: {error.strerror}") from None
+    return [line.strip("\r").lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _default_user(ids: IdMap) -> str:
+    """Root, or the caller's own id where the map keeps it."""
+    kept = next((m.container_id for m in ids.uids if m.host_id == os.geteuid()), 0)
+    group = next((m.container_id for m in ids.gids if m.host_id == os.getegid()), 0)
+    return f"{kept}:{group}" if kept else "0"
+
+
+def _check_user(text: str, what: str) -> str:
+    """A name, or a number that is an id: -1 and what wraps around to 0 are not (crun CVE-2026-30892)."""
+    if (text.lstrip("+-").isdigit() and not (text.isdecimal() and text.isascii())) or (text.isdigit() and int(text[:12]) > idmap.LAST_ID):
+        raise SbxError("user-invalid", f"read {what} {printable(text)!r}: an id is a number from 0 to {idmap.LAST_ID}")
+    if any(char in text for char in ":\0\n/"):
+        raise SbxError("user-invalid", f"read {what} {printable(text)!r}: it is NAME|UID[:GROUP|GID]")
+    return text
+
+
+def _files(spec: SandboxSpec, request: Request, on_host: bool) -> dict[str, str]:
+    """/etc/hosts, /etc/hostname and /etc/resolv.conf, unless the host's own are to be seen."""
+    if on_host and "net" not in spec.namespaces:
+        return {}
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback", f"127.0.1.1 {spec.hostname}"]
+    for text in request.add_host:
+        name, colon, address = text.partition(":")
+        if not colon or not name or not address or set(name + address) & set(" \t\n\0"):
+            raise SbxError("host-invalid", f"add host {printable(text)!r}: it is NAME:ADDRESS")
+        lines.append(f"{address} {name}")
+    files = {"/etc/hosts": "\n".join(lines) + "\n", "/etc/resolv.conf": _resolv_conf(spec.network, request)}
+    return files if on_host else {**files, "/etc/hostname": spec.hostname + "\n"}
+
+
+def _resolv_conf(backend: str, request: Request) -> str:
+    for word in [*request.dns, *request.dns_search]:
+        if not word or set(word) & set(" \t\n\0"):
+            raise SbxError("dns-invalid", f"set resolver {printable(word)!r}: it is one address or domain")
+    lines = [f"search {' '.join(request.dns_search)}"] if request.dns_search else []
+    if backend == "none":
+        return "\n".join([*lines, ""])  # nobody could be asked; an address here would only be waited for
+    servers = request.dns or network.resolvers(backend)
+    if servers:
+        return "\n".join([*lines, *(f"nameserver {address}" for address in servers), ""])
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as stream:
+            return stream.read(65536)
+    except OSError:
+        return ""
+
+
+# ── namespaces, privileges, limits ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _namespaces(request: Request) -> list[str]:
+    for name in request.share:
+        if name not in SHAREABLE:
+            raise SbxError("namespace-unknown", f"share namespace {printable(name)!r}: there are {', '.join(SHAREABLE)}")
+    for name in request.unshare:
+        if name not in ("time", *DEFAULT):
+            raise SbxError("namespace-unknown", f"unshare namespace {printable(name)!r}: time is the one that can be added")
+    shared = [*request.share, *(["net"] if request.net == "host" else [])]
+    names = [name for name in DEFAULT if name not in shared]
+    return [*names, "time"] if "time" in request.unshare or request.clock_offset else names
+
+
+def _clock_offsets(request: Request) -> dict[str, int]:
+    offsets = {}
+    for text in request.clock_offset:
+        clock, _, seconds = text.partition("=")
+        if clock not in ("monotonic", "boottime") or not seconds.lstrip("+-").isdecimal() or len(seconds) > 11:
+            raise SbxError("clock-invalid", f"shift clock {printable(text)!r}: it is monotonic=SECONDS or boottime=SECONDS")
+        offsets[clock] = int(seconds)
+    return offsets
+
+
+def _protect(spec: SandboxSpec, request: Request) -> None:
+    """Fill in the protections, less what the request widens."""
+    nested = request.nested or request.privileged
+    spec.capabilities = capabilities.EVERY if request.privileged else capabilities.adjust(
+        capabilities.EVERY if request.nested else capabilities.DEFAULT, request.cap_add, request.cap_drop)  # fmt: skip
+    spec.no_new_privileges = not (request.allow_new_privs or request.privileged)
+    if request.setgroups not in ("", "fake", "allow", "deny"):
+        raise SbxError("setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny")
+    spec.deny_groups = request.setgroups != "allow"
+    unmask = list(DEFAULT_HIDDEN) if "ALL" in request.unmask or request.privileged else request.unmask
+    unmask = [_inside(path, "--unmask") for path in unmask]
+    spec.masked = [path for path in MASKED if path not in unmask]
+    # a nested sandbox must be able to mount a fresh /proc, which the kernel refuses where parts of this one are hidden
+    spec.masked = [] if nested else spec.masked
+    spec.read_only = [] if nested else [path for path in READ_ONLY if path not in unmask]
+    spec.sysctls = _sysctls(request, spec, nested)
+
+
+DEFAULT_HIDDEN = [*MASKED, *READ_ONLY]
+
+
+def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str]:
+    sysctls = {}
+    if "net" in spec.namespaces:
+        # ping without CAP_NET_RAW, for all groups that there are
+        last = max(m.container_id + m.size - 1 for m in spec.idmap.gids)
+        sysctls["net.ipv4.ping_group_range"] = f"0 {last}"
+    if not nested and spec.nested_users:
+        sysctls["user.max_user_namespaces"] = "0"
+    for text in request.sysctl:
+        name, equals, value = text.partition("=")
+        if not equals or ".." in name or "/" in name or not name.replace(".", "").replace("_", "").replace("-", "").isalnum():
+            raise SbxError("sysctl-invalid", f"set sysctl {printable(text)!r}: it is NAME=VALUE")
+        sysctls[name] = value
+    return sysctls
+
+
+def _limits(words: list[str]) -> dict[str, tuple[int, int]]:
+    limits = {"core": (0, 0)}
+    for text in words:
+        name, _, values = text.partition("=")
+        soft, _, hard = values.partition(":")
+        numbers = [-1 if value in ("-1", "unlimited") else int(value) if value.isdecimal() else None for value in (soft, hard or soft)]
+        if name not in privileges.RLIMITS or None in numbers:
+            raise SbxError("ulimit-invalid", f"set limit {printable(text)!r}: it is NAME=SOFT[:HARD]",
+                           "names are " + ", ".join(privileges.RLIMITS))  # fmt: skip
+        limits[name] = (numbers[0], numbers[1])  # type: ignore[assignment]
+    return limits
+
+
+def _umask(text: str) -> int:
+    if not text:
+        return 0o022
+    if len(text) > 4 or set(text) - set("01234567"):
+        raise SbxError("umask-invalid", f"set umask {printable(text)!r}: it is octal, such as 0022")
+    return int(text, 8)
+
+
+def _pass_fd(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise SbxError("fd-invalid", f"pass descriptor {printable(text)!r}: it is a number")
+    try:
+        os.fstat(int(text))
+    except OSError:
+        raise SbxError("fd-invalid", f"pass descriptor {text}: it is not open", f"open it in your shell, as in: {text}<file") from None
+    return int(text)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return bytes: a number with b, k, m, g or t, as docker spells them (powers of 1024)."""
+    number, unit = text.lower().removesuffix("ib"), ""
+    if len(number) > 1 and number.endswith("b") and number[-2] in "kmgt":
+        number = number[:-1]
+    if number and number[-1] in "bkmgt":
+        number, unit = number[:-1], number[-1]
+    if not number.replace(".", "", 1).isdecimal() or len(number) > 15:
+        raise SbxError("size-invalid", f"read size {printable(text)!r} of {option}: it is a number with k, m, g or t")
+    return int(float(number) * _UNITS[unit])

@@ -1,0 +1,48 @@
+"""What commands print: tables, JSON, lines on stdout; notices on stderr. Warm; the only import of rich.
+
+Everything that may come from an image or a command line is made safe for a terminal here.
+"""
+
+from __future__ import annotations
+
+import json as _json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rootless.errors import printable
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Print each text on a line of its own."""
+    for text in texts:
+        sys.stdout.write(printable(text) + "\n")
+
+
+def json(value: Any) -> None:
+    """Print `value` as JSON, indented, in ASCII."""
+    sys.stdout.write(_json.dumps(value, indent=2) + "\n")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under a head: a rich table on a terminal, plain columns otherwise."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        widths = [max(len(row[column]) for row in [list(head), *cells]) for column in range(len(head))]
+        for row in [list(head), *cells]:
+            sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in cells:
+        # Text, not markup: an image may be called [red]
+        shown.add_row(*(cell.replace("[", "\\[") for cell in row))
+    Console().print(shown)
+
+
+def notice(text: str) -> None:
+    """Tell the user something on stderr."""
+    sys.stderr.write(f"sbx: {printable(text)}\n")

@@ -1,0 +1,140 @@
+"""`ps`, `kill`, `stop`, `inspect`: running sandboxes. Warm."""
+
+from __future__ import annotations
+
+import datetime
+import select
+import shlex
+import signal
+from typing import Annotated, Any
+
+import typer
+
+from rootless import capabilities, spec, state
+from rootless.cli import output
+from rootless.errors import SbxError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (ps, kill, stop, inspect):
+        app.command()(command)
+
+
+Names = Annotated[list[str], typer.Argument(metavar="SANDBOX...", help="names, ids, or the start of ids", show_default=False)]
+
+
+def ps(
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print ids only")] = False,
+    all: Annotated[bool, typer.Option("--all", "-a", help="accepted for docker's sake: nothing stays of what ended")] = False,
+) -> None:
+    """List the sandboxes that run."""
+    records = state.running()
+    if quiet:
+        output.lines(record["id"] for record in records)
+    elif json:
+        output.json([_summary(record) for record in records])
+    else:
+        rows = [(r["id"], r["name"] if r["name"] != r["id"] else "", r["image"], shlex.join(r["command"]), _age(r["created"]), str(r["pid"]))
+                for r in records]  # fmt: skip
+        output.table(("ID", "NAME", "IMAGE", "COMMAND", "UP", "PID"), rows)
+
+
+def kill(
+    names: Names,
+    signal_name: Annotated[str, typer.Option("--signal", "-s", metavar="SIGNAL", help="name or number")] = "KILL",
+) -> None:
+    """Send a signal to sandboxes' commands; KILL, the default, ends the whole sandbox."""
+    number = _signal_number(signal_name)
+    for name in names:
+        record = state.find(name)
+        signal.pidfd_send_signal(state.open_process(record), number)
+        output.lines([name])
+
+
+def stop(
+    names: Names,
+    time: Annotated[float, typer.Option("--time", "-t", metavar="SECONDS", help="how long to wait before KILL")] = 10.0,
+) -> None:
+    """Tell sandboxes to end (SIGTERM), and kill those that have not after some seconds."""
+    processes = [(name, state.open_process(state.find(name))) for name in names]
+    for _, process in processes:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    for name, process in processes:
+        if not _has_ended(process, time):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            _has_ended(process, None)
+        output.lines([name])
+
+
+def inspect(names: Annotated[list[str], typer.Argument(metavar="SANDBOX|IMAGE...", show_default=False)]) -> None:
+    """Show all about running sandboxes, or about images, as JSON."""
+    output.json([_inspect(name) for name in names])
+
+
+def _inspect(name: str) -> dict[str, Any]:
+    try:
+        return _details(state.find(name))
+    except SbxError as error:
+        if error.code != "sandbox-unknown":
+            raise
+    from rootless.cli import images
+
+    return images.details(name)
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    created = datetime.datetime.fromtimestamp(record["created"], datetime.UTC).isoformat(timespec="seconds")
+    return {"id": record["id"], "name": record["name"], "image": record["image"], "command": record["command"],
+            "created": created, "pid": record["pid"]}  # fmt: skip
+
+
+def _details(record: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a sandbox that its spec says; the environment too, for it is the caller's own."""
+    wanted = spec.unpack(record["spec"])
+    return {
+        **_summary(record),
+        "hostname": wanted.hostname,
+        "user": wanted.user,
+        "workdir": wanted.workdir,
+        "environment": [f"{_text(name)}={_text(value)}" for name, value in wanted.env.items()],
+        "idmap": {"mode": wanted.idmap.mode, "uids": [m.fields() for m in wanted.idmap.uids], "gids": [m.fields() for m in wanted.idmap.gids]},
+        "namespaces": ["user", *wanted.namespaces],
+        "network": wanted.network,
+        "rootfs": {**wanted.rootfs.fields(), "folder": wanted.folder},
+        "mounts": [mount.fields() for mount in wanted.mounts],
+        "masked": wanted.masked,
+        "read_only": wanted.read_only,
+        "capabilities": capabilities.names(wanted.capabilities),
+        "no_new_privileges": wanted.no_new_privileges,
+        "seccomp": wanted.filter_name or "unconfined",
+        "limits": {name: {"soft": soft, "hard": hard} for name, (soft, hard) in wanted.limits.items()},
+    }
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _signal_number(text: str) -> int:
+    name = text.upper().removeprefix("SIG")
+    if name.isdecimal() and 0 < int(name) < signal.NSIG:
+        return int(name)
+    try:
+        return int(signal.Signals["SIG" + name])
+    except KeyError:
+        raise SbxError("signal-unknown", f"read signal {text!r}: no such signal", "names are as in: kill -l") from None
+
+
+def _has_ended(process: int, seconds: float | None) -> bool:
+    """Wait for the process behind a pidfd, at most `seconds`."""
+    return bool(select.select([process], [], [], seconds)[0])
+
+
+def _age(created: float) -> str:
+    seconds = int(max(0, datetime.datetime.now().timestamp() - created))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,200 @@
+"""The straight line: request → image → spec → plan → sandbox → exit status. Outside."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from rootless import build, errors, filters, idmap, network, parent, paths, plan, processes, reference, spec, state, store, syscalls
+from rootless.errors import SbxError
+from rootless.options import Request
+from rootless.terminal import SavedMode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.parent import Sandbox
+    from rootless.spec import IdMap, Image, SandboxSpec
+    from rootless.state import Folder
+    from rootless.steps import Plan
+
+
+def run(request: Request) -> int:
+    """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
+    # What the caller left open is for nobody but the command, and for that only where it was asked for.
+    syscalls.close_on_exec_from(3)
+    ids, notice = idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
+    say(notice)
+    image = find_image(request, ids)
+    identity = state.new_id()
+    name = state.check_name(request.name) if request.name else identity
+    if request.dry_run:
+        wanted = _spec(request, image, ids, name, identity, f"{state.sandboxes()}/{name}")
+        print("\n".join(plan.for_sandbox(wanted).describe()))
+        return 0
+    folder = state.create(name)
+    try:
+        state.write_atomically(folder.path, "layers", "\n".join(image.layers).encode())
+        if image.layers and find_image(request, ids).layers != image.layers:
+            image = find_image(request, ids)  # it was removed or replaced before its layers were marked as used
+        wanted = _spec(request, image, ids, name, identity, folder.path)
+        steps = plan.for_sandbox(wanted)
+    except BaseException:
+        state.discard(folder)
+        raise
+    return _start(steps, wanted, folder, request)
+
+
+def execute(request: Request) -> int:
+    """Run one more command in a running sandbox and return its exit status. Raises SbxError when it never ran."""
+    syscalls.close_on_exec_from(3)
+    record = state.find(request.subject)
+    wanted = build.command_in(request, spec.unpack(record["spec"]))
+    mode = _choose_terminal(request, wanted)
+    outer, joined = _open_namespaces(record)
+    sandbox = parent.start(plan.for_exec(wanted, outer, joined), wanted.terminal, request.debug)
+    for fd in (outer, *joined.values()):
+        if fd >= 0:
+            os.close(fd)
+    return _serve(sandbox, wanted, mode)
+
+
+# ── the parts of run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_image(request: Request, ids: IdMap) -> Image:
+    """Return the image that `request` names, unpacked for `ids`; pulled when it is missing and that is allowed."""
+    if request.rootfs:
+        return _folder_image(request.subject)
+    if request.subject == build.HOST:
+        return spec.Image(reference=build.HOST, cmd=[os.environ.get("SHELL", "/bin/sh")])
+    named = reference.parse(request.subject)
+    image = store.find(named, ids) if request.pull in ("", "missing", "never") else None
+    if image is None:
+        paths.allow_packages()
+        from rootless.oci import pull  # the slow way; what follows takes seconds
+
+        image = pull.obtain(named, ids, request.pull or "missing", request.platform)
+    return image
+
+
+def _folder_image(path: str) -> Image:
+    absolute = os.path.abspath(path)
+    if not os.path.isdir(absolute):
+        raise SbxError("rootfs-missing", f"open root filesystem {errors.printable(absolute)}: not a folder")
+    return spec.Image(reference=absolute, digest=absolute, cmd=["/bin/sh"])
+
+
+def _spec(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str) -> SandboxSpec:
+    """Return the spec, completed by what depends on this host: network, filter, whether /proc can be fresh."""
+    wanted = build.sandbox(request, image, ids, name, identity, folder)
+    wanted.filter_name, wanted.filter = _filter(request, wanted)
+    wanted.fresh_proc, wanted.fresh_sys = _fresh(wanted)
+    _choose_terminal(request, wanted)
+    return wanted
+
+
+def _filter(request: Request, wanted: SandboxSpec) -> tuple[str, bytes]:
+    profile = request.seccomp or (filters.UNCONFINED if request.privileged else "")
+    variant = filters.variant(
+        profile=os.path.abspath(profile) if profile and profile != filters.UNCONFINED else profile,
+        nested=request.nested or request.privileged,
+        setgroups="fake" if request.setgroups in ("", "fake") else "real",
+        chown="fake" if wanted.idmap.mode == "single" else "real",
+        caps=wanted.capabilities,
+    )
+    if filters.needs_none(variant):
+        return "", b""
+    program = filters.cached(variant)
+    if program is None:
+        paths.allow_packages()
+        from rootless import seccomp  # libseccomp compiles it once for this kernel and version
+
+        program = seccomp.build(variant)
+    return profile or "default", program
+
+
+def _fresh(wanted: SandboxSpec) -> tuple[bool, bool]:
+    """Whether the kernel will mount a fresh /proc and /sys: only where nothing of the visible ones is covered."""
+    fresh_proc = "pid" in wanted.namespaces
+    fresh_sys = "net" in wanted.namespaces
+    if fresh_proc and _is_covered():
+        say("/proc of this host is partly covered, so the sandbox sees it as it is, with the host's processes")
+        fresh_proc = False
+    return fresh_proc, fresh_sys
+
+
+def _is_covered() -> bool:
+    """Whether mounts lie over parts of /proc that have content (over its folders for mounts there may be some)."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        points = [line.split(b" ", 5)[4] for line in stream]
+    return any(point.startswith(b"/proc/") and point not in (b"/proc/sys/fs/binfmt_misc", b"/proc/fs/nfsd") for point in points)
+
+
+def _choose_terminal(request: Request, wanted: SandboxSpec) -> SavedMode | None:
+    """Decide whether the command gets a terminal, and return the mode to restore ours to."""
+    ours = os.isatty(0) and os.isatty(1)
+    wanted.terminal = request.tty or (ours and not request.no_tty)
+    wanted.redirect_stderr = os.isatty(2) or not ours
+    if wanted.terminal and os.environ.get("TERM"):
+        wanted.env.setdefault(b"TERM", os.fsencode(os.environ["TERM"]))
+    return SavedMode(0) if wanted.terminal and os.isatty(0) else None
+
+
+def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -> int:
+    mode = SavedMode(0) if wanted.terminal and os.isatty(0) else None
+    for step in steps.inside:
+        if isinstance(step, processes.StartProcess):
+            step.mode, step.debris = mode, state.debris()
+
+    def started(sandbox: Sandbox) -> None:
+        folder.write_record(_record(wanted, sandbox))
+
+    try:
+        sandbox = parent.start(steps, wanted.terminal, request.debug, started)
+        return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
+    finally:
+        state.discard(folder)
+
+
+def _serve(sandbox: Sandbox, wanted: SandboxSpec, mode: SavedMode | None, timeout: float | None = None, stop: float | None = None) -> int:
+    if not wanted.terminal:
+        # A pipe's other end sees what the command does to it: we don't hold it any longer.
+        keep_stderr = os.dup(2)
+        processes.release_stdio()
+        os.dup2(keep_stderr, 2)
+        os.close(keep_stderr)
+    return sandbox.wait(timeout, 10.0 if stop is None else stop, mode)
+
+
+def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, object]:
+    return {
+        "name": wanted.name, "id": wanted.id, "image": wanted.image, "created": time.time(),
+        "command": [os.fsdecode(word) for word in wanted.argv], "pid": sandbox.pid,
+        "start_time": state.start_time(sandbox.pid), "parent": os.getpid(), "parent_start_time": state.start_time(os.getpid()),
+        "namespaces": dict(sandbox.namespaces), "spec": spec.pack(wanted),
+    }  # fmt: skip
+
+
+def _open_namespaces(record: dict[str, object]) -> tuple[int, dict[str, int]]:
+    """Return the sandbox's outer user namespace (-1 where there is none) and its own ones, as open descriptors.
+
+    They are reached through its parent, which holds them: pid 1 is hidden, even from us.
+    """
+    wanted = spec.unpack(record["spec"])
+    names = ["user", *wanted.namespaces]
+    holder, numbers = record["parent"], record["namespaces"]
+    joined: dict[str, int] = {}
+    try:
+        for name in state.namespaces_in_order(names):
+            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)  # type: ignore[index]
+    except (OSError, KeyError):
+        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended") from None
+    os.close(state.open_process(record))  # it still runs: what we hold are its namespaces
+    return (syscalls.parent_namespace(joined["user"]) if wanted.nested_users else -1), joined
+
+
+def say(notice: str) -> None:
+    """Tell the user something on stderr; nothing for an empty text."""
+    if notice:
+        os.write(2, f"sbx: {errors.printable(notice)}\n".encode("utf-8", "replace"))

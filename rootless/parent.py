@@ -1,0 +1,290 @@
+"""The parent: fork, do the outside steps, pass signals and bytes on, return the exit status, undo. Outside.
+
+    parent (outside)                          child (inside)
+      fork ─────────────────────────────────▶ create the user namespace
+           ◀──────────── "ready" ───────────
+      write the id maps; join the cgroup
+           ───────────── "." go ────────────▶ become root, drop the supplementary groups,
+                                              clone pid 1 into its namespaces; stay as its supervisor
+           ◀─────────── "pid N" ────────────
+      open pid 1's namespaces                 walk the inside steps
+      attach the network
+           ───────────── "." go ────────────▶ start the command's process; pid 1 stays as init
+           ◀──── end of file: it runs ─────── execve (the status pipe is close-on-exec)
+           ◀──── "failed", which, why ─────── a step failed; it exits with 125
+
+The child's end of the go pipe is also its sign of our life: end of file there, and the supervisor ends everything.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+import time
+
+from rootless import child, syscalls
+from rootless.errors import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError
+from rootless.namespaces import FLAGS
+from rootless.privileges import Exec
+from rootless.processes import SIGKILL, SIGSTOP, exit_code
+from rootless.steps import Child, Plan
+from rootless.terminal import Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rootless.spec import IdMap
+    from rootless.terminal import SavedMode
+
+SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
+#: Passed on to the command. The rest are our own faults (SEGV…), our own business (CHLD, WINCH) or can't be caught.
+FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP)
+ENOENT, EACCES, ENOEXEC = 2, 13, 8
+
+
+class Signals:
+    """Signals as bytes on a pipe, from the fork on: none is lost, none interrupts anything."""
+
+    __slots__ = ("_before", "_writer", "reader")
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._before = {number: _signal.signal(number, _wake) for number in (*FORWARDED, SIGWINCH)}
+        _signal.set_wakeup_fd(self._writer)
+
+    def take(self) -> bytes:
+        """Return the numbers of the signals that came."""
+        try:
+            return os.read(self.reader, 512)
+        except BlockingIOError:
+            return b""
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        _signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            _signal.signal(number, handler)
+        os.close(self.reader)
+        os.close(self._writer)
+
+
+def _wake(number: int, frame: object) -> None:
+    """Do nothing; that there is a handler is what makes the byte on the pipe."""
+
+
+class Sandbox:
+    """A sandbox that was started: `pid` is its pid 1 in our pid namespace, `pidfd` refers to it safely.
+
+    `namespaces` are open descriptors by name, for `sbx exec`, which finds them through our /proc/PID/fd: pid 1 itself
+    cannot be joined once its memory is hidden.
+    """
+
+    __slots__ = ("_go", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo", "master", "namespaces",
+                 "on_signal", "pid", "pidfd")  # fmt: skip
+
+    def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
+        self._plan = plan
+        self._supervisor = supervisor
+        self._status = status
+        self._go = go
+        self._terminal = terminal
+        self._signals = signals
+        self._undo: list[Callable[[], None]] = []
+        self.pid = 0
+        self.pidfd = -1
+        self.master = -1
+        self.namespaces: dict[str, int] = {}
+
+    # ── starting ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _converse(self, started: Callable[[Sandbox], None] | None) -> None:
+        """Hold the conversation drawn above, up to the end of file."""
+        said = b""
+        while data := self._listen():
+            said += data
+            while not said.startswith(b"failed\0") and b"\n" in said:
+                line, _, said = said.partition(b"\n")
+                if line == b"ready":
+                    self._do(self._plan.before_go, self._supervisor)
+                else:
+                    self.pid = int(line.split()[1])
+                    self.pidfd = os.pidfd_open(self.pid)
+                    self._open_namespaces()
+                    if started:
+                        started(self)
+                    self._do(self._plan.attach, self.pid)
+                os.write(self._go, b".")
+        if said:
+            raise self._failure(said)
+        if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
+            self.master = master
+
+    def _listen(self) -> bytes:
+        """Return what the child says, b"" at its end of file; a signal that means "end" ends the start."""
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        poll.register(self._signals.reader, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self._signals.reader in ready:
+                for number in self._signals.take():
+                    if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+                        raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+            if self._status in ready:
+                return os.read(self._status, 4096)
+
+    def _do(self, steps: list[object], pid: int) -> None:
+        for step in steps:
+            undo = step.execute(pid)  # type: ignore[attr-defined]
+            if undo:
+                self._undo.append(undo)
+
+    def _open_namespaces(self) -> None:
+        for name in FLAGS:
+            try:
+                self.namespaces[name] = os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue  # a kernel without it, or a sandbox that shares it with the host
+
+    def _failure(self, said: bytes) -> SbxError:
+        """Return the error for the child's report."""
+        fields = said.decode("utf-8", "surrogateescape").split("\0")
+        index, errno, code, message, hint = int(fields[1]), int(fields[2]), *fields[3:6]
+        step = self._plan.inside[index]
+        status = 125
+        if isinstance(step, Exec):
+            status = {ENOENT: NOT_FOUND, EACCES: NOT_EXECUTABLE, ENOEXEC: NOT_EXECUTABLE}.get(errno, status)
+        if code == child.INTERNAL:
+            message = f"{step.describe()}: {message}"
+        if code:
+            return SbxError(code, message, hint, status)
+        return StepError(step.describe(), errno, message, hint, status, index)
+
+    # ── running ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def signal(self, number: int) -> None:
+        """Send a signal to pid 1, which passes it on to the command; nothing if it has ended."""
+        try:
+            if number not in (SIGKILL, SIGCONT) and self._is_deaf_to(number):
+                number = SIGKILL
+            _signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def _is_deaf_to(self, number: int) -> bool:
+        """Whether pid 1 is the command itself and has no handler for a signal that ends others: then the kernel drops it."""
+        return False
+
+    def wait(self, timeout: float | None = None, stop_timeout: float = 10.0, mode: SavedMode | None = None) -> int:
+        """Serve the sandbox until it ends and return its exit status; everything is undone then.
+
+        After `timeout` seconds it is told to end (SIGTERM), `stop_timeout` later it is killed, and the status is 124.
+        With a terminal, bytes are carried between it and stdin and stdout; `mode` is what to restore these to.
+        """
+        poll = select.poll()
+        relay = Relay(self.master, mode, poll) if self.master >= 0 else None
+        ended = os.pidfd_open(self._supervisor)
+        poll.register(ended, select.POLLIN)
+        poll.register(self._signals.reader, select.POLLIN)
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        timed_out = False
+        try:
+            while True:
+                left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+                ready = poll.poll(left)
+                if not ready and deadline is not None and time.monotonic() >= deadline:
+                    self.signal(SIGKILL if timed_out else SIGTERM)
+                    deadline = None if timed_out else deadline + stop_timeout
+                    timed_out = True
+                for fd, _ in ready:
+                    if fd == self._signals.reader:
+                        for number in self._signals.take():
+                            self._pass_on(number, relay)
+                    elif fd == ended:
+                        status = exit_code(os.waitpid(self._supervisor, 0)[1])
+                        self._supervisor = 0
+                        return TIMED_OUT if timed_out else status
+                    elif relay:
+                        relay.serve(fd)
+        finally:
+            if relay:
+                relay.finish()
+            os.close(ended)
+            self.end()
+
+    def _pass_on(self, number: int, relay: Relay | None) -> None:
+        if number == SIGWINCH:
+            if relay:
+                relay.resize()
+            return
+        self.signal(number)
+        if number == SIGTSTP:
+            # The caller's shell expects us to stop as well; it will send SIGCONT to go on.
+            if relay:
+                relay.leave()
+            os.kill(os.getpid(), SIGSTOP)
+            if relay:
+                relay.enter()
+            self.signal(SIGCONT)
+
+    def end(self) -> None:
+        """Kill the sandbox if it still runs, wait for it, undo what was done outside. Idempotent."""
+        if self._go >= 0:
+            os.close(self._go)  # the supervisor's sign to kill pid 1
+            self._go = -1
+        if self._supervisor:
+            os.waitpid(self._supervisor, 0)
+            self._supervisor = 0
+        while self._undo:
+            self._undo.pop()()
+        for fd in (self._status, self._terminal, self.pidfd, *self.namespaces.values()):
+            if fd >= 0:
+                os.close(fd)
+        self._status = self._terminal = self.pidfd = -1
+        self.namespaces = {}
+        if self._signals:
+            self._signals.restore()
+            self._signals = None  # type: ignore[assignment]
+
+
+def start(plan: Plan, terminal: bool = False, trace: bool = False, started: Callable[[Sandbox], None] | None = None) -> Sandbox:
+    """Carry out `plan` and return its sandbox, whose command runs; `started` is called as soon as pid 1 has an id.
+
+    The process must have one thread. On failure SbxError (StepError for a step of the child's) is raised, everything
+    has been undone and no process is left.
+    """
+    signals = Signals()
+    status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
+    go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
+    outside, inside = syscalls.socketpair() if terminal else (-1, -1)
+    pid = os.fork()
+    if pid == 0:
+        # The child must not hold our ends: it waits for their end of file.
+        for fd in (status_reader, go_writer, outside, signals.reader):
+            if fd >= 0:
+                os.close(fd)
+        child.walk(plan, Child(status_writer, go_reader, inside), trace)
+    for fd in (status_writer, go_reader, inside):
+        if fd >= 0:
+            os.close(fd)
+    sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals)
+    try:
+        sandbox._converse(started)
+    except BaseException:
+        sandbox.end()
+        raise
+    return sandbox
+
+
+def call_inside(idmap: IdMap, function: Callable[[], None], root: str | None = None, landlock: bool = True) -> None:
+    """Call `function` in a child that is root in a user namespace with `idmap`; return when it has.
+
+    With `root`, the child's root is that folder, and nothing else of the host can be reached by name (by Landlock too,
+    where there is it); open descriptors stay open. An SbxError that `function` raises is raised here.
+    """
+    from rootless import plan
+
+    sandbox = start(plan.for_call(idmap, function, root, landlock))
+    sandbox.wait()

@@ -1,0 +1,367 @@
+"""Giving up privileges: user, capabilities, no_new_privs, seccomp, Landlock, limits, keyring. Inside.
+
+capabilities(7), credentials(7), seccomp(2), landlock(7), keyrings(7), getrlimit(2). The steps that concern one process
+alone and cannot be undone; plan.py knows their order.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from rootless import capabilities, syscalls
+from rootless.errors import SbxError
+from rootless.steps import Child, Step
+
+#: limit of setrlimit(2), as `--ulimit` and the OCI runtime specification spell it → its number
+RLIMITS = {
+    "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7, "memlock": 8, "as": 9,
+    "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
+}  # fmt: skip
+
+_FILE_LIMIT = 1 << 20  #: bytes of an image's /etc/passwd or /etc/group that are read
+
+
+class NewKeyring(Step):
+    """Leave the caller's session keyring: the sandbox starts with an empty one."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "join a new session keyring"
+
+    def execute(self, child: Child) -> None:
+        try:
+            syscalls.join_new_session_keyring()
+        except OSError as error:
+            # a kernel without keyrings (ENOSYS) has none to leave; EDQUOT, EPERM and the rest are failures
+            if error.errno != 38:
+                raise
+
+
+class SetLimits(Step):
+    """Set resource limits: name → (soft, hard), -1 for none."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self, limits: dict[str, tuple[int, int]]) -> None:
+        self.limits = limits
+
+    def describe(self) -> str:
+        return "set limits " + " ".join(f"{name}={soft}:{hard}" for name, (soft, hard) in self.limits.items())
+
+    def execute(self, child: Child) -> None:
+        for name, (soft, hard) in self.limits.items():
+            try:
+                syscalls.prlimit(RLIMITS[name], soft, hard)
+            except PermissionError:
+                raise SbxError("limit-refused", f"set limit {name} to {soft}:{hard}: above your own hard limit",
+                               f"see: ulimit -H -a; ask for at most that with --ulimit {name}=…") from None  # fmt: skip
+
+
+class SwitchUser(Step):
+    """Become `user`, a name or number of the image's /etc/passwd, and its group (or `group`): credentials(7).
+
+    A name is looked up in the image's own files, as plain text: no name service, which would load the image's code.
+    Sets HOME in `env` where the caller did not.
+    """
+
+    __slots__ = ("env", "group", "owns_terminal", "user")
+
+    def __init__(self, user: str, group: str, env: dict[bytes, bytes], owns_terminal: bool = False) -> None:
+        self.user = user
+        self.group = group
+        self.env = env
+        self.owns_terminal = owns_terminal
+
+    def describe(self) -> str:
+        return f"become user {self.user}{':' + self.group if self.group else ''}"
+
+    def execute(self, child: Child) -> None:
+        uid, gid, home = self._look_up()
+        self.env.setdefault(b"HOME", home)
+        try:
+            if self.owns_terminal:
+                os.fchown(0, uid, -1)  # or /dev/stdout, which is opened by name, would be root's alone
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        except OSError as error:
+            if error.errno != 22:
+                raise
+            raise SbxError("user-unmapped", f"become user {uid}:{gid}: the id has no place in the sandbox's id map",
+                           "more subordinate ids in /etc/subuid and /etc/subgid, or --user root") from None  # fmt: skip
+
+    def _look_up(self) -> tuple[int, int, bytes]:
+        """Return user id, group id and home folder."""
+        user = self.user.encode("utf-8", "surrogateescape")
+        uid, gid, home = -1, 0, b"/root" if self.user in ("0", "root") else b"/"
+        if self.user in ("0", "root"):
+            uid = 0
+        elif self.user.isdecimal():
+            uid = int(self.user)
+        for line in _records("/etc/passwd", 6):
+            # digits are a number, never a name: a user called 1000 in the image is not user 1000's name
+            if line[2] == user if uid >= 0 and user.isdigit() else line[0] == user:
+                uid, gid, home = _number(line[2], line), _number(line[3], line), line[5] or b"/"
+                break
+        if uid < 0:
+            raise SbxError("user-unknown", f"become user {self.user}: not in the image's /etc/passwd")
+        return uid, self._group(gid), home
+
+    def _group(self, default: int) -> int:
+        if not self.group:
+            return default
+        if self.group.isdecimal():
+            return int(self.group)
+        for line in _records("/etc/group", 3):
+            if line[0] == self.group.encode("utf-8", "surrogateescape"):
+                return _number(line[2], line)
+        raise SbxError("group-unknown", f"become group {self.group}: not in the image's /etc/group")
+
+
+def _records(path: str, fields: int) -> list[list[bytes]]:
+    """Return the lines of a passwd(5)-like file that have at least `fields` fields.
+
+    The file is the image's: one that is no plain file (a fifo would hang) counts as empty, and of a long one the first
+    MiB is read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if (os.fstat(fd).st_mode & 0o170000) != 0o100000:
+            return []
+        lines = os.read(fd, _FILE_LIMIT).split(b"\n")
+    finally:
+        os.close(fd)
+    return [parts for line in lines if len(parts := line.split(b":")) >= fields]
+
+
+def _number(text: bytes, line: list[bytes]) -> int:
+    if text.isdigit() and int(text[:11]) <= 4294967294:
+        return int(text)
+    raise SbxError("user-invalid", f"become user {line[0].decode('utf-8', 'replace')}: the image gives it a bad id")
+
+
+class BoundCapabilities(Step):
+    """Limit the bounding set, what any program may ever gain here, to `mask` (bits 1 << CAP_*)."""
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: int) -> None:
+        self.mask = mask
+
+    def describe(self) -> str:
+        return f"bound capabilities to {' '.join(capabilities.names(self.mask)) or 'none'}"
+
+    def execute(self, child: Child) -> None:
+        number = 0
+        while True:
+            try:
+                held = syscalls.prctl(syscalls.PR_CAPBSET_READ, number)
+            except OSError:
+                return  # EINVAL: the kernel has no capability of that number
+            if held and not self.mask >> number & 1:
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+            number += 1
+
+
+class SetCapabilities(Step):
+    """Keep `mask` as root's own capabilities; other users have none.
+
+    Inheritable and ambient sets are empty: they would survive a change of user (CVE-2022-24769).
+    """
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: int) -> None:
+        self.mask = mask
+
+    def describe(self) -> str:
+        return f"keep capabilities {' '.join(capabilities.names(self.mask)) or 'none'} as root, none as others"
+
+    def execute(self, child: Child) -> None:
+        syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+        # The kernel leaves out what the bounding set lost; a bit that it does not know would be refused.
+        mask = self.mask & syscalls.permitted_capabilities() if os.geteuid() == 0 else 0
+        syscalls.capset(mask, mask, 0)
+
+
+class NoNewPrivileges(Step):
+    """Give up for good what set-user-id programs and file capabilities would give: PR_SET_NO_NEW_PRIVS."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "set no_new_privs"
+
+    def execute(self, child: Child) -> None:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+class LoadFilter(Step):
+    """Load the seccomp filter, a BPF program that was compiled beforehand."""
+
+    __slots__ = ("name", "program")
+
+    def __init__(self, name: str, program: bytes) -> None:
+        self.name = name
+        self.program = program
+
+    def describe(self) -> str:
+        return f"load the seccomp filter {self.name}, {len(self.program) // 8} instructions"
+
+    def execute(self, child: Child) -> None:
+        syscalls.seccomp_load(self.program)
+
+
+class Confine(Step):
+    """Hold this process to the folders in `writable`, the rest of the tree being out of reach, where there is Landlock.
+
+    A second wall behind the switch of root, for a child that handles hostile bytes.
+    """
+
+    __slots__ = ("folders",)
+
+    def __init__(self, *folders: str) -> None:
+        self.folders = folders
+
+    def describe(self) -> str:
+        return f"confine to {' '.join(self.folders)} by Landlock"
+
+    def execute(self, child: Child) -> None:
+        version = syscalls.landlock_version()
+        if not version:
+            return
+        # Execute, write, read, list, remove, make of every kind: bits 0 to 12; refer 13 since version 2, truncate 14
+        # since 3, device ioctl 15 since 5. What a version does not know it must not be asked for.
+        rights = (1 << (13 + (version >= 2) + (version >= 3) + (version >= 5))) - 1
+        ruleset = syscalls.landlock_create_ruleset([rights])
+        for folder in self.folders:
+            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            syscalls.landlock_add_path(ruleset, fd, rights)
+            os.close(fd)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.landlock_restrict_self(ruleset)
+        os.close(ruleset)
+
+
+class OrdinarySignals(Step):
+    """Restore default actions and an empty mask: Python ignores SIGPIPE and SIGXFSZ, and execve(2) would keep that."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "restore signal actions"
+
+    def execute(self, child: Child) -> None:
+        for number in _signal.valid_signals():
+            try:
+                if _signal.getsignal(number) != _signal.SIG_DFL:
+                    _signal.signal(number, _signal.SIG_DFL)
+            except (OSError, ValueError):
+                continue  # KILL, STOP and those that the C library keeps for itself
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+class SetUmask(Step):
+    """Set the file mode creation mask."""
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: int) -> None:
+        self.mask = mask
+
+    def describe(self) -> str:
+        return f"set umask {self.mask:04o}"
+
+    def execute(self, child: Child) -> None:
+        os.umask(self.mask)
+
+
+class RaiseOomScore(Step):
+    """Make the kernel's out-of-memory killer prefer this process: never below what the caller's own is."""
+
+    __slots__ = ("score",)
+
+    def __init__(self, score: int) -> None:
+        self.score = score
+
+    def describe(self) -> str:
+        return f"set oom_score_adj to at least {self.score}"
+
+    def execute(self, child: Child) -> None:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if int(os.read(fd, 16)) < self.score:
+                os.write(fd, str(self.score).encode())
+        finally:
+            os.close(fd)
+
+
+class ChangeFolder(Step):
+    """Go to the working directory, which must be inside the sandbox (CVE-2024-21626)."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"change to folder {self.path}"
+
+    def execute(self, child: Child) -> None:
+        os.chdir(self.path)
+        if not os.getcwdb().startswith(b"/"):
+            raise SbxError("workdir-outside", f"change to folder {self.path}: it is outside the sandbox")
+
+
+class CloseDescriptors(Step):
+    """Let nothing of ours or of the caller's through execve(2) but stdin, stdout, stderr and `keep`."""
+
+    __slots__ = ("keep",)
+
+    def __init__(self, keep: list[int]) -> None:
+        self.keep = keep
+
+    def describe(self) -> str:
+        return "close inherited descriptors" + (f" but {' '.join(map(str, self.keep))}" if self.keep else "")
+
+    def execute(self, child: Child) -> None:
+        syscalls.close_on_exec_from(3)
+        for fd in self.keep:
+            os.set_inheritable(fd, True)
+
+
+class Exec(Step):
+    """Become the command: execve(2), with PATH searched in the sandbox as execvp(3) does.
+
+    By hand: os.execvp imports modules on its first use, and after the switch of root nothing may be imported.
+    """
+
+    __slots__ = ("argv", "env")
+
+    def __init__(self, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+        self.argv = argv
+        self.env = env
+
+    def describe(self) -> str:
+        return f"execute {self.argv[0].decode('utf-8', 'backslashreplace')}"
+
+    def execute(self, child: Child) -> None:
+        name = self.argv[0]
+        if b"/" in name:
+            os.execve(name, self.argv, self.env)
+        refused: OSError | None = None
+        for folder in self.env.get(b"PATH", DEFAULT_PATH).split(b":"):
+            try:
+                os.execve((folder or b".") + b"/" + name, self.argv, self.env)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except PermissionError as error:
+                refused = error  # a later folder may have one that can be executed
+        raise refused or FileNotFoundError(2, "not found in PATH")
+
+
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

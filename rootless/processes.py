@@ -1,0 +1,273 @@
+"""The processes of a sandbox: supervisor, pid 1, command; and what each does besides the plan. Inside.
+
+pid_namespaces(7), prctl(2). Three steps split the walker in two; each returns in the new process only:
+
+    child, then *supervisor*    root in the outer user namespace, otherwise on the host; it outlives pid 1 by the
+        │                       moment that it takes to delete what the sandbox wrote
+        └ pid 1                 in all the sandbox's namespaces; sets them up, then is *init*: reaps and forwards
+            └ command           what the user asked for
+
+Whoever dies takes those below along: the supervisor kills pid 1 when the parent is gone (end of file on `go`), the
+kernel kills pid 1 when the supervisor is gone (the death signal), and everything in the pid namespace when pid 1 is.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+
+from rootless import syscalls, trees
+from rootless.errors import FAILED, SIGNALLED, SbxError
+from rootless.idmap import repeat, text, write
+from rootless.namespaces import flags
+from rootless.steps import Child, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.spec import IdMap
+    from rootless.terminal import SavedMode
+
+SIGKILL, SIGCHLD, SIGSTOP = 9, 17, 19
+
+
+def exit_code(status: int) -> int:
+    """Return what a shell would call the wait(2) `status`: the exit status, or 128 + the signal's number."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else SIGNALLED - code
+
+
+def await_go(child: Child) -> None:
+    """Wait for the parent's word. If the parent is gone there is nobody to tell: end."""
+    if os.read(child.go, 1) != b".":
+        os._exit(FAILED)
+
+
+class Ready(Step):
+    """Tell the parent that the user namespace exists, and wait until it has written the maps and set the cgroup."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "wait for the parent"
+
+    def execute(self, child: Child) -> None:
+        os.write(child.status, b"ready\n")
+        await_go(child)
+
+
+class AwaitAttached(Step):
+    """Wait until the parent has opened the namespaces and attached the network."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "wait until the network is attached"
+
+    def execute(self, child: Child) -> None:
+        await_go(child)
+
+
+class BecomeRoot(Step):
+    """Become root of the user namespace, and drop the caller's supplementary groups where that is allowed."""
+
+    __slots__ = ("drop_groups",)
+
+    def __init__(self, drop_groups: bool) -> None:
+        self.drop_groups = drop_groups
+
+    def describe(self) -> str:
+        return "become root" + (" and drop supplementary groups" if self.drop_groups else "")
+
+    def execute(self, child: Child) -> None:
+        os.setresgid(0, 0, 0)
+        if self.drop_groups:
+            os.setgroups([])
+        os.setresuid(0, 0, 0)
+        # A change of ids made us "not dumpable": /proc/PID of us and of our children would belong to the host's root,
+        # and nobody could write the maps of the next user namespace.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+
+
+class StartProcess(Step):
+    """Go on in a new process in new namespaces; the old one becomes its supervisor.
+
+    With `idmap`, a user namespace is among them and repeats that map, with setgroups(2) denied for good. When the
+    new process has ended, the supervisor deletes the folders `remove`, the last one last; `debris` it deletes at once.
+    `mode` is the state of the caller's terminal, to be restored if the parent is killed.
+    """
+
+    __slots__ = ("debris", "deny_groups", "idmap", "mode", "names", "remove")
+
+    def __init__(self, names: list[str], idmap: IdMap | None = None, deny_groups: bool = True) -> None:
+        self.names = names
+        self.idmap = idmap
+        self.deny_groups = deny_groups
+        self.remove: list[str] = []
+        self.debris: list[str] = []
+        self.mode: SavedMode | None = None
+
+    def describe(self) -> str:
+        if not self.names:
+            return "start a process"
+        return f"start pid 1 in new namespaces {' '.join(self.names)}"
+
+    def execute(self, child: Child) -> None:
+        held, holds = os.pipe()  # end of file on `held` means that the supervisor is gone
+        pid = syscalls.fork_into(flags(self.names))
+        if pid:
+            os.close(held)
+            self._supervise(pid, holds, child)
+        os.close(holds)
+        if os.read(held, 1) != b".":
+            os._exit(FAILED)
+        # The death signal is cleared by a change of ids, so it is armed now; and the supervisor may have died before.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
+        if _is_closed(held):
+            os._exit(FAILED)
+        os.close(held)
+
+    def _supervise(self, pid: int, holds: int, child: Child) -> None:
+        try:
+            _ignore_signals()
+            if self.idmap:
+                self._write_maps(pid, self.idmap)
+            os.write(child.status, b"pid %d\n" % pid)
+            os.write(holds, b".")
+        except OSError as error:
+            os.write(child.status, b"failed\0%d\0%d\0\0%s\0" % (-1, error.errno or 0, b"write the inner id map"))
+            os.kill(pid, SIGKILL)
+        os.close(child.status)  # or its end of file, which says that the command runs, would never come
+        release_stdio()
+        _remove(self.debris)
+        status = self._wait(pid, child.go)
+        _remove(self.remove)
+        os._exit(status)
+
+    def _write_maps(self, pid: int, idmap: IdMap) -> None:
+        if self.deny_groups:
+            write(f"/proc/{pid}/setgroups", "deny")
+        write(f"/proc/{pid}/uid_map", text(repeat(idmap.uids)))
+        write(f"/proc/{pid}/gid_map", text(repeat(idmap.gids)))
+
+    def _wait(self, pid: int, go: int) -> int:
+        """Wait for `pid`, or kill it when the parent is gone; return its exit status."""
+        poll = select.poll()
+        pidfd = os.pidfd_open(pid)
+        poll.register(go, 0)  # only the hang-up, which is always reported: the words on it are for the child
+        poll.register(pidfd, select.POLLIN)
+        if go in dict(poll.poll()):
+            os.kill(pid, SIGKILL)
+            if self.mode:
+                self.mode.restore()
+        return exit_code(os.waitpid(pid, 0)[1])
+
+
+class StartCommand(Step):
+    """Go on in a new process that will be the command; this one stays as the sandbox's pid 1: reap, and forward.
+
+    What the sandbox can learn of pid 1: nothing. Its memory is hidden (HideMemory comes before), it has no descriptor,
+    and of the capabilities only the one to send signals to processes of other users.
+    """
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "start the command's process; pid 1 stays as init"
+
+    def execute(self, child: Child) -> None:
+        everything = _signal.valid_signals()
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
+        pid = os.fork()
+        if pid == 0:
+            return
+        release_stdio()
+        syscalls.close_from(3)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.capset(_CAP_KILL, _CAP_KILL, 0)
+        os._exit(_be_init(pid, everything))
+
+
+_CAP_KILL = 1 << 5
+
+
+def _be_init(command: int, everything: set[int]) -> int:
+    """Reap whatever ends and forward every signal to `command`, until that ends; return its exit status.
+
+    Blocked signals are never dropped, even for pid 1, and sigwait(3) takes them one by one: no handler, no race.
+    """
+    while True:
+        number = _signal.sigwait(everything)
+        if number != SIGCHLD:
+            try:
+                os.kill(command, number)
+            except ProcessLookupError:
+                pass  # it has ended; its SIGCHLD is on the way
+            continue
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == command:
+                return exit_code(status)
+
+
+def _remove(folders: list[str]) -> None:
+    """Delete `folders`; what resists stays, for the parent to report or the next launch to try again."""
+    for folder in folders:
+        try:
+            trees.remove(folder)
+        except SbxError:
+            continue
+
+
+def release_stdio() -> None:
+    """Let go of stdin, stdout and stderr, so that a pipe's other end sees when the command closes them."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def _ignore_signals() -> None:
+    """Be deaf to what the terminal or a group's signal says: the supervisor ends when its charge has."""
+    _signal.set_wakeup_fd(-1)
+    os.setsid()
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
+
+
+class HideMemory(Step):
+    """Forbid that others look into this process or write to it, by ptrace(2) or through /proc/PID.
+
+    Before anything of the sandbox can see it: its memory and environment are the caller's, and so is the interpreter
+    behind /proc/PID/exe. Its command line needs wiping: /proc/PID/cmdline asks for no permission. execve(2) ends it.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+    def describe(self) -> str:
+        return "hide this process's memory and command line"
+
+    def execute(self, child: Child) -> None:
+        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+        os.close(fd)
+        # proc_pid_stat(5) counts from 1 and the name was cut off with its two first fields
+        arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
+        syscalls.wipe(arg_start, arg_end)
+        syscalls.wipe(env_start, env_end)
+        syscalls.prctl(syscalls.PR_SET_NAME, self.name)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

@@ -1,0 +1,262 @@
+"""Records of sandboxes: one folder each below ``sandboxes``; no database, no global lock. Outside.
+
+    sandboxes/NAME/lock      held (flock(2)) by the parent and the supervisor for as long as one of them lives
+    sandboxes/NAME/record    who runs there (marshal, written and renamed)
+    sandboxes/NAME/layers    the layers in use, a line each: what the store must not delete
+    sandboxes/NAME/upper …   what the sandbox wrote
+
+The lock is the truth about life: the kernel lets it go when the last holder ends, whatever ended it, across crashes,
+reused process ids and reboots. A folder whose lock nobody holds is debris. It is renamed aside before it is deleted,
+so a name is free at once and a half-deleted folder is never taken for a sandbox.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+
+from rootless import paths, trees
+from rootless.errors import SbxError, printable
+from rootless.namespaces import FLAGS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+_DEAD = ".dead-"
+_VERSION = 1
+
+
+class Folder:
+    """A sandbox's folder that this process created and holds; the lock ends with the processes that inherit it."""
+
+    __slots__ = ("lock", "name", "path")
+
+    def __init__(self, name: str, path: str, lock: int) -> None:
+        self.name = name
+        self.path = path
+        self.lock = lock
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write what others may know of the sandbox: atomic, readers see all of it or none.
+
+        Not synced: a record is worth nothing after the machine it speaks of has gone down.
+        """
+        write_atomically(self.path, "record", marshal.dumps({"version": _VERSION, **record}, 4))
+
+
+def sandboxes() -> str:
+    """Return the folder of the sandboxes' folders (it may not exist)."""
+    return paths.data() + "/sandboxes"
+
+
+def new_id() -> str:
+    """Return twelve random hex digits."""
+    return os.urandom(6).hex()
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name a sandbox: letters, digits, ``_.-``, the first a letter or digit, at most 63."""
+    if not name or set(name) - _NAME or not name[0].isalnum() or len(name) > 63:
+        raise SbxError("name-invalid", f"bad name {printable(name)!r}: a name is letters, digits, '_', '.' and '-', "
+                       "starts with a letter or digit and has at most 63 characters")  # fmt: skip
+    return name
+
+
+def create(name: str) -> Folder:
+    """Create and lock the folder of a new sandbox. Raises SbxError ``name-taken`` if one of that name runs."""
+    top = paths.ensure(sandboxes())
+    path = f"{top}/{name}"
+    while True:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not _set_aside(name):
+                raise SbxError("name-taken", f"create sandbox {name}: one of that name is running",
+                               f"stop it with: sbx stop {name}, or choose another name") from None  # fmt: skip
+            continue
+        except OSError as error:
+            raise SbxError("data-unwritable", f"create folder {path}: {error.strerror}",
+                           "set SBX_HOME to a folder on a local disk that you may write to") from None  # fmt: skip
+        # Between mkdir and lock another process may take it for debris; then it is not ours, and we begin again.
+        lock = _try_lock(path)
+        if lock is not None:
+            return Folder(name, path, lock)
+
+
+def discard(folder: Folder) -> None:
+    """Delete what is left of the sandbox's folder, and let its lock go. Idempotent.
+
+    The supervisor has deleted it already if all went well. What belongs to subordinate ids stays, renamed aside, for
+    the next supervisor.
+    """
+    if os.path.exists(folder.path):
+        dead = f"{sandboxes()}/{_DEAD}{new_id()}"
+        try:
+            os.rename(folder.path, dead)
+            trees.remove(dead)
+        except (OSError, SbxError):
+            pass
+    os.close(folder.lock)
+
+
+def _try_lock(path: str) -> int | None:
+    """Return a descriptor that holds the lock of the folder `path`, or None: it is held, or the folder is gone."""
+    try:
+        lock = os.open(path + "/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(path + "/lock")):
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _set_aside(name: str) -> str:
+    """Rename the folder of a dead sandbox; return its new path, or "" if it is alive or somebody else did."""
+    path = f"{sandboxes()}/{name}"
+    lock = _try_lock(path)
+    if lock is None:
+        return "" if os.path.exists(path) else path
+    try:
+        dead = f"{sandboxes()}/{_DEAD}{new_id()}"
+        os.rename(path, dead)
+        return dead
+    except FileNotFoundError:
+        return path
+    finally:
+        os.close(lock)
+
+
+def debris(limit: int = 64) -> list[str]:
+    """Set the folders of dead sandboxes aside and return the paths of at most `limit` that should be deleted."""
+    found: list[str] = []
+    try:
+        names = os.listdir(sandboxes())
+    except OSError:
+        return found
+    for name in names:
+        if len(found) == limit:
+            break
+        if name.startswith(_DEAD):
+            found.append(f"{sandboxes()}/{name}")
+        elif not _is_locked(name) and (dead := _set_aside(name)) and os.path.exists(dead):
+            found.append(dead)
+    return found
+
+
+def _is_locked(name: str) -> bool:
+    """Whether a live process holds the lock, without ever taking it for long."""
+    try:
+        lock = os.open(f"{sandboxes()}/{name}/lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+
+
+def running() -> list[dict[str, Any]]:
+    """Return the records of the sandboxes that run, oldest first."""
+    try:
+        names = os.listdir(sandboxes())
+    except OSError:
+        return []
+    records = [record for name in names if not name.startswith(".") and (record := _read(name)) is not None]
+    return sorted(records, key=lambda record: record["created"])
+
+
+def find(name: str) -> dict[str, Any]:
+    """Return the record of the running sandbox whose name or id (or the start of it) is `name`.
+
+    Raises SbxError ``sandbox-unknown``, or ``sandbox-ambiguous`` when several ids begin with `name`.
+    """
+    if name and not set(name) - _NAME and not name.startswith(".") and (record := _read(name)):
+        return record
+    matches = [record for record in running() if record["id"].startswith(name)] if name else []
+    if len(matches) > 1:
+        raise SbxError("sandbox-ambiguous", f"find sandbox {name}: {len(matches)} ids begin with it", "give more of it")
+    if not matches:
+        raise SbxError("sandbox-unknown", f"find sandbox {printable(name)}: none of that name or id is running",
+                       "see: sbx ps")  # fmt: skip
+    return matches[0]
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    """Return the record of `name` if its sandbox is alive, else None."""
+    if not _is_locked(name):
+        return None
+    try:
+        fd = os.open(f"{sandboxes()}/{name}/record", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        record = marshal.loads(b"".join(iter(lambda: os.read(fd, 65536), b"")))
+    except (ValueError, EOFError, TypeError):
+        return None
+    finally:
+        os.close(fd)
+    return record if isinstance(record, dict) and record.get("version") == _VERSION else None
+
+
+def write_atomically(folder: str, name: str, content: bytes) -> None:
+    """Write `folder`/`name` so that a reader sees the old content or the new; not synced to disk."""
+    temporary = f"{folder}/.{name}-{new_id()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.rename(temporary, f"{folder}/{name}")
+    except OSError:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+def namespaces_in_order(names: list[str]) -> list[str]:
+    """Return `names` in the order in which they have to be joined."""
+    return [name for name in FLAGS if name in names]
+
+
+def start_time(pid: int) -> int:
+    """Return when the process `pid` started, in clock ticks since boot, or 0 if there is none: proc_pid_stat(5)."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+def open_process(record: dict[str, Any]) -> int:
+    """Return a pidfd of the sandbox's pid 1, certain to be that process and not a later one with its number.
+
+    Raises SbxError ``sandbox-gone``.
+    """
+    try:
+        pidfd = os.pidfd_open(record["pid"])
+    except OSError:
+        pidfd = -1
+    if pidfd >= 0 and start_time(record["pid"]) == record["start_time"]:
+        return pidfd
+    if pidfd >= 0:
+        os.close(pidfd)
+    raise SbxError("sandbox-gone", f"find sandbox {record['name']}: it has just ended")

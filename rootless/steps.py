@@ -1,0 +1,98 @@
+"""What a plan is made of: steps, in a list that both sides share. Either side; imports nothing.
+
+A step is a small class: its data in ``__init__``, one imperative line in ``describe()`` and the system calls in
+``execute()``. `describe()` serves --dry-run, --debug, the error message and the planner's tests.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Undo = Callable[[], None]
+
+
+class Child:
+    """What the inside knows besides its plan: the descriptors that lead outside, and what earlier steps made.
+
+    `status` is written to the parent, `go` read from it; `terminal` is a unix socket, or -1. End of file on `go` means
+    that the parent is gone. `creatable` are the ids of the mounts in which a missing mount point may be made: ours,
+    never the user's.
+    """
+
+    __slots__ = ("creatable", "go", "status", "terminal")
+
+    def __init__(self, status: int, go: int, terminal: int = -1) -> None:
+        self.status = status
+        self.go = go
+        self.terminal = terminal
+        self.creatable: set[int] = set()
+
+
+class Step:
+    """One act of the child. `execute` raises OSError, or SbxError where the errno would mislead."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        """Return the act as one imperative line, lower case, without a full stop."""
+        raise NotImplementedError
+
+    def execute(self, child: Child) -> None:
+        """Do it. A step that forks returns in the new process only; the old one never comes back from it."""
+        raise NotImplementedError
+
+
+class OutsideStep:
+    """One act of the parent on the process `pid`; what it returns undoes it, and undos run in reverse."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        """Return the act as one imperative line, lower case, without a full stop."""
+        raise NotImplementedError
+
+    def execute(self, pid: int) -> Undo | None:
+        """Do it. `pid` is an id in the caller's pid namespace."""
+        raise NotImplementedError
+
+
+class Call(Step):
+    """The last step of a plan of our own work, such as unpacking a layer: call `function`."""
+
+    __slots__ = ("act", "function")
+
+    def __init__(self, act: str, function: Callable[[], None]) -> None:
+        self.act = act
+        self.function = function
+
+    def describe(self) -> str:
+        return self.act
+
+    def execute(self, child: Child) -> None:
+        self.function()
+
+
+class Plan:
+    """All acts of one launch, in their order; data only, made before the fork.
+
+    `inside` is walked by the child; a failure is a position in it. `before_go` is what the parent does between the
+    child's ready and its go, `attach` what it does to the finished pid 1 while the rest of `inside` runs.
+    """
+
+    __slots__ = ("attach", "before_go", "inside")
+
+    def __init__(self) -> None:
+        self.before_go: list[OutsideStep] = []
+        self.attach: list[OutsideStep] = []
+        self.inside: list[Step] = []
+
+    def describe(self) -> list[str]:
+        """Return a line for each act, those of the parent marked."""
+        lines = []
+        for step in self.inside:
+            lines.append(step.describe())
+            acts = {"Ready": self.before_go, "StartProcess": self.attach}.get(type(step).__name__, [])
+            lines.extend(f"  outside: {act.describe()}" for act in acts)
+        return lines

@@ -1,0 +1,228 @@
+"""Terminals: a pty of the sandbox's own, and the caller's terminal in raw mode beside it. Both sides, in two halves.
+
+pty(7), termios(3), tty_ioctl(4). The sandbox never holds a descriptor of the caller's terminal, so nothing that it
+does to its own (TIOCSTI, TIOCLINUX) reaches the caller's shell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import sys
+import termios
+
+from rootless import syscalls
+from rootless.steps import Child, Step
+
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
+_TIOCGPTN = 0x80045430
+_CHUNK = 65536
+
+
+# ── inside ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OpenTerminal(Step):
+    """Open a pty in the sandbox's own devpts, send its master side outside, and show its slave as /dev/console."""
+
+    __slots__ = ("console", "slave")
+
+    def __init__(self, console: bool = True) -> None:
+        self.console = console
+        self.slave = -1
+
+    def describe(self) -> str:
+        return "open a terminal" + (" and bind it on /dev/console" if self.console else "")
+
+    def execute(self, child: Child) -> None:
+        # O_NOFOLLOW: our own devpts; but this step is also taken in a sandbox that has been running for a while
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
+        # by descriptor, not by the name under /dev/pts: it is the other side of this master, whatever is mounted there
+        self.slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if self.console:
+            number = int.from_bytes(fcntl.ioctl(master, _TIOCGPTN, bytes(4)), sys.byteorder)
+            console = os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+            tree = syscalls.open_tree(f"/dev/pts/{number}", recursive=False)
+            syscalls.move_mount(tree, console)
+            os.close(tree)
+            os.close(console)
+        syscalls.send_fd(child.terminal, master)
+        os.close(master)
+
+
+class NewSession(Step):
+    """Start a session: without a terminal, or with the one that was opened as its controlling terminal and stdio.
+
+    stderr stays what it is where the caller sent it elsewhere.
+    """
+
+    __slots__ = ("redirect_stderr", "terminal")
+
+    def __init__(self, terminal: OpenTerminal | None, redirect_stderr: bool = True) -> None:
+        self.terminal = terminal
+        self.redirect_stderr = redirect_stderr
+
+    def describe(self) -> str:
+        return "start a session" + (" on the terminal" if self.terminal else "")
+
+    def execute(self, child: Child) -> None:
+        os.setsid()
+        if self.terminal:
+            fcntl.ioctl(self.terminal.slave, termios.TIOCSCTTY, 0)
+            for fd in (0, 1, 2) if self.redirect_stderr else (0, 1):
+                os.dup2(self.terminal.slave, fd)
+
+
+# ── outside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SavedMode:
+    """The mode of the caller's terminal as it was; a descriptor of its own, so that it outlives stdin."""
+
+    __slots__ = ("attributes", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.attributes = termios.tcgetattr(fd)
+
+    def restore(self) -> None:
+        """Put it back; does nothing when the terminal is gone."""
+        try:
+            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.attributes)
+        except termios.error:
+            pass
+
+    def set_raw(self) -> None:
+        """Pass every byte on as it comes: cfmakeraw(3). Leaves what `restore` needs alone."""
+        mode = termios.tcgetattr(self.fd)
+        mode[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
+                     | termios.ICRNL | termios.IXON)  # fmt: skip
+        mode[1] &= ~termios.OPOST
+        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
+
+
+class Relay:
+    """Carries bytes between the caller's terminal and the sandbox's, both ways at once, with bounded buffers.
+
+    `poll` is the parent's own; `serve` is called with what it reports.
+    """
+
+    __slots__ = ("_at_end", "_from_inside", "_from_outside", "_poll", "master", "mode")
+
+    def __init__(self, master: int, mode: SavedMode | None, poll: select.poll) -> None:
+        self.master = master
+        self.mode = mode
+        self._poll = poll
+        self._at_end = False
+        self._from_inside = b""
+        self._from_outside = b""
+        os.set_blocking(master, False)
+        self.enter()
+        self._watch()
+
+    def enter(self) -> None:
+        """Take the caller's terminal over, at the start and after a stop."""
+        self.resize()
+        if self.mode:
+            self.mode.set_raw()
+
+    def leave(self) -> None:
+        """Give the caller's terminal back as it was."""
+        if self.mode:
+            self.mode.restore()
+
+    def resize(self) -> None:
+        """Give the sandbox's terminal the size of the caller's; the kernel signals SIGWINCH inside."""
+        try:
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, fcntl.ioctl(1, termios.TIOCGWINSZ, bytes(8)))
+        except OSError:
+            pass  # stdout is no terminal any more
+
+    def serve(self, fd: int) -> None:
+        """Move the bytes that `fd`, one of ours, is ready for."""
+        if fd == self.master:
+            self._write_inside()
+            self._read_inside()
+        elif fd == 0:
+            self._read_outside()
+        elif fd == 1:
+            self._write_outside()
+        self._watch()
+
+    def finish(self) -> None:
+        """Show what the sandbox still said, and restore the caller's terminal. Idempotent."""
+        if self.master >= 0:
+            while self._read_inside() or self._from_inside:
+                self._write_outside()
+            self._close()
+        self.leave()
+
+    def _watch(self) -> None:
+        """Ask for what there is room and need for."""
+        if self.master >= 0:
+            room = select.POLLIN if len(self._from_inside) < _CHUNK else 0
+            self._poll.register(self.master, room | (select.POLLOUT if self._from_outside else 0))
+        if len(self._from_outside) < _CHUNK and self.master >= 0 and not self._at_end:
+            self._poll.register(0, select.POLLIN)
+        else:
+            self._forget(0)
+        if self._from_inside:
+            self._poll.register(1, select.POLLOUT)
+        else:
+            self._forget(1)
+
+    def _forget(self, fd: int) -> None:
+        try:
+            self._poll.unregister(fd)
+        except KeyError:
+            pass
+
+    def _close(self) -> None:
+        if self.master >= 0:
+            self._forget(self.master)
+            os.close(self.master)
+            self.master = -1
+
+    def _read_inside(self) -> bool:
+        """Take what the sandbox says; return whether there was anything."""
+        try:
+            data = os.read(self.master, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""  # EIO: nobody inside has the slave side open any more
+        if not data:
+            self._close()
+            return False
+        self._from_inside += data
+        return True
+
+    def _write_inside(self) -> None:
+        try:
+            self._from_outside = self._from_outside[os.write(self.master, self._from_outside) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._from_outside = b""
+
+    def _read_outside(self) -> None:
+        try:
+            data = os.read(0, _CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            self._at_end = True
+            data = b"\4"  # a pipe that ends is told as a person would: by ^D
+        self._from_outside += data
+
+    def _write_outside(self) -> None:
+        try:
+            self._from_inside = self._from_inside[os.write(1, self._from_inside) :]
+        except OSError:
+            self._from_inside = b""
