@@ -34,8 +34,8 @@ LARGEST = 4095 * INSTRUCTION
 
 #: The capabilities that the shipped profile asks about; no other makes a difference to its filter.
 WIDENING = capabilities.parse(
-    ("AUDIT_WRITE", "BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE",
-     "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYS_TTY_CONFIG", "SYSLOG")
+    ("AUDIT_WRITE", "BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE",
+     "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYS_TTY_CONFIG", "SYSLOG")
 )  # fmt: skip
 
 

@@ -53,6 +53,9 @@ MACHINES = {
     "x86_64": ("amd64", 0xC000003E), "aarch64": ("arm64", 0xC00000B7), "riscv64": ("riscv64", 0xC00000F3),
 }  # fmt: skip
 
+X32_BIT = 0x40000000
+_OTHERS = frozenset((0x40000003, 0x40000028, *(architecture for _, architecture in MACHINES.values())))  # i386, arm
+
 # Calls younger than the libseccomp of today's distributions (2.5.4 knows Linux 6.0); from 424 on a number is the same
 # on every architecture. uretprobe and uprobe exist on x86_64 alone.
 _YOUNG = {
@@ -68,16 +71,16 @@ _MOST_CACHED = 32
 
 
 class Test(NamedTuple):
-    """A comparison of argument `index`: with `value`, or of what `value` masks with `second` (MASKED_EQ)."""
+    """A comparison of the argument of that number: with `value`, or of what `value` masks with `second` (MASKED_EQ)."""
 
-    index: int
+    argument: int
     operator: int
     value: int
     second: int = 0
 
     def holds(self, arguments: Sequence[int]) -> bool:
         """Tell whether `arguments` (64-bit words) pass."""
-        word = arguments[self.index]
+        word = arguments[self.argument]
         match self.operator:
             case 1:
                 return word != self.value
@@ -150,7 +153,9 @@ def _answered(variant: Variant) -> list[Rule]:
     if variant["setgroups"] == "fake":
         rules += [Rule(name, ERRNO) for name in ("setgroups", "setgroups32")]
     if variant["chown"] == "fake":
-        rules += [Rule(name, ERRNO) for name in ("chown", "fchown", "lchown", "fchownat", "chown32", "fchown32", "lchown32")]
+        rules += [
+            Rule(name, ERRNO) for name in ("chown", "fchown", "lchown", "fchownat", "chown32", "fchown32", "lchown32")
+        ]
     return rules
 
 
@@ -178,30 +183,30 @@ def _profile(document: dict[str, Any], variant: Variant) -> Profile:
     for key in ("listenerPath", "listenerMetadata"):
         if document.get(key):
             raise ValueError(f"{key} is not supported")
-    entries = document.get("syscalls") or []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("syscalls is not a list of objects")
+    entries = _objects(document, "syscalls")
     rules = [rule for entry in entries if _applies(entry, variant) for rule in _rules(entry)]
     default = _action(document.get("defaultAction"), document.get("defaultErrnoRet"))
     return Profile(rules, default, architectures=tuple(_architectures(document)))
 
 
 def _architectures(document: dict[str, Any]) -> list[str]:
-    """Return the names of the architectures that `document` wants besides the machine's own (OCI's list, docker's map)."""
+    """Return the architectures that `document` wants besides the machine's own: OCI's list, docker's map."""
     wanted = _names(document, "architectures")
     native = "SCMP_ARCH_" + os.uname().machine.upper()
-    for row in document.get("archMap") or []:
+    for row in _objects(document, "archMap"):
         if row.get("architecture") == native:
             wanted += _names(row, "subArchitectures")
     for name in wanted:
         if not name.startswith("SCMP_ARCH_"):
             raise ValueError(f"no such architecture: {name}")
-    return [name.removeprefix("SCMP_ARCH_") for name in dict.fromkeys(wanted) if name not in (native, "SCMP_ARCH_NATIVE")]
+    return [
+        name.removeprefix("SCMP_ARCH_") for name in dict.fromkeys(wanted) if name not in (native, "SCMP_ARCH_NATIVE")
+    ]
 
 
 def _applies(entry: dict[str, Any], variant: Variant) -> bool:
     """Tell whether the conditions of `entry` hold: all of includes, none of excludes."""
-    includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
+    includes, excludes = _object(entry, "includes"), _object(entry, "excludes")
     held = set(capabilities.names(variant["capabilities"]))
     machine = MACHINES.get(os.uname().machine, (os.uname().machine, 0))[0]
     special = {"nested"} if variant["nested"] else set()
@@ -221,6 +226,20 @@ def _names(table: dict[str, Any], key: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{key} is not a list of names")
     return list(names)
+
+
+def _object(table: dict[str, Any], key: str) -> dict[str, Any]:
+    value = table.get(key) if table.get(key) is not None else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is not an object")
+    return value
+
+
+def _objects(table: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    value = table.get(key) if table.get(key) is not None else []
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"{key} is not a list of objects")
+    return value
 
 
 def _version(text: object) -> tuple[int, int]:
@@ -254,19 +273,26 @@ def _rules(entry: dict[str, Any]) -> Iterable[Rule]:
     if not names:
         raise ValueError("an entry without names")
     action = _action(entry.get("action"), entry.get("errnoRet"))
-    tests = [_test(argument) for argument in entry.get("args") or []]
-    repeated = len({test.index for test in tests}) < len(tests)
+    tests = [_test(argument) for argument in _objects(entry, "args")]
+    repeated = len({test.argument for test in tests}) < len(tests)
     choices: list[tuple[Test, ...]] = [(test,) for test in tests] if repeated else [tuple(tests)]
     return (Rule(name, action, choice) for name in names for choice in choices)
 
 
-def _test(argument: object) -> Test:
-    if not isinstance(argument, dict) or argument.get("op") not in _OPERATORS:
-        raise ValueError(f"not a comparison: {argument!r}")
-    numbers = [argument.get("index"), argument.get("value"), argument.get("valueTwo") or 0]
-    if not all(isinstance(number, int) and 0 <= number < 1 << 64 for number in numbers) or numbers[0] > 5:
-        raise ValueError(f"not a comparison: {argument!r}")
-    return Test(numbers[0], _OPERATORS[argument["op"]], numbers[1], numbers[2])
+def _test(comparison: dict[str, Any]) -> Test:
+    operator = comparison.get("op")
+    if not isinstance(operator, str) or operator not in _OPERATORS:
+        raise ValueError(f"not a comparison: {comparison!r}")
+    return Test(
+        _word(comparison, "index", 6), _OPERATORS[operator], _word(comparison, "value"), _word(comparison, "valueTwo")
+    )
+
+
+def _word(comparison: dict[str, Any], key: str, end: int = 1 << 64) -> int:
+    value = comparison.get(key) or 0
+    if not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{key} {value!r} of an argument is not a number that a call can have")
+    return value
 
 
 # ── compiling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -362,8 +388,8 @@ def _libseccomp_program(profile: Profile, numbers: dict[str, int], path: str) ->
 def _disjoint(profile: Profile, numbers: dict[str, int], path: str) -> Iterable[Rule]:
     """Return the rules in a form where libseccomp's reading is ours.
 
-    All rules of one call test the same arguments: where one does not care, it asks for >= 0. libseccomp then tries equal
-    to a masked value before >= 0 on each argument, and no rule swallows another.
+    All rules of one call test the same arguments: where one does not care, it asks for >= 0. libseccomp then asks for a
+    masked value before >= 0 on each argument, and no rule swallows another.
     """
     by_name: dict[str, list[Rule]] = {}
     for rule in profile.rules:
@@ -373,17 +399,17 @@ def _disjoint(profile: Profile, numbers: dict[str, int], path: str) -> Iterable[
         if all(earlier.tests and earlier.tests != rule.tests for earlier in rules):  # else an earlier one decides
             rules.append(rule)
     for name, rules in by_name.items():
-        indices = sorted({test.index for rule in rules for test in rule.tests})
+        indices = sorted({test.argument for rule in rules for test in rule.tests})
         for rule in rules if name in numbers else ():
             if rule.action == profile.default:
                 continue  # libseccomp takes none such; where it mattered, the proof fails
-            tested = {test.index: test for test in rule.tests}
+            tested = {test.argument: test for test in rule.tests}
             yield Rule(name, rule.action, tuple(tested.get(index, Test(index, GE, 0)) for index in indices))
 
 
 def _prove(program: bpf.Program, profile: Profile, numbers: dict[str, int], path: str) -> None:
     """Run `program` for every number, and at every edge of the arguments that rules test: it must say what they say."""
-    architecture = MACHINES[os.uname().machine][1]
+    native = MACHINES[os.uname().machine][1]
     names = {number: name for name, number in numbers.items()}
     tests: dict[str, list[Test]] = {}
     for rule in profile.rules:
@@ -392,12 +418,23 @@ def _prove(program: bpf.Program, profile: Profile, numbers: dict[str, int], path
         name = names.get(number, "")
         for arguments in _edges(tests.get(name, [])):
             wanted = profile.verdict(name, arguments)
-            found = bpf.verdict(program, architecture, number, arguments)
+            found = bpf.verdict(program, native, number, arguments)
             if found != wanted:
                 raise _invalid(
                     path, f"the rules of {name or number} overlap in a way that libseccomp cannot express "
                     f"(arguments {', '.join(map(hex, arguments))}: {found:#x} for {wanted:#x})",
                 )  # fmt: skip
+    if profile.architectures:
+        return
+    # Numbers with bit 30 are x32's on x86_64, and nobody's elsewhere.
+    high = profile.other_architectures if native == MACHINES["x86_64"][1] else profile.default
+    foreign = [(architecture, 0, profile.other_architectures) for architecture in _OTHERS - {native}]
+    for architecture, first, wanted in [(native, X32_BIT, high), *foreign]:
+        for number in range(first, first + 1024):
+            if bpf.verdict(program, architecture, number) != wanted:
+                raise _invalid(
+                    path, f"call {number:#x} of architecture {architecture:#x} gets past libseccomp's filter"
+                )
 
 
 def _edges(tests: Sequence[Test]) -> Iterable[tuple[int, ...]]:
@@ -408,7 +445,7 @@ def _edges(tests: Sequence[Test]) -> Iterable[tuple[int, ...]]:
         near = {value, value + 1, value - 1, value ^ 1 << 32, value ^ 1 << 63, value | 0xFFFFFFFF << 32}
         if test.operator == MASKED_EQ:
             near |= {value | ~test.value, value ^ (test.value & -test.value), value ^ test.value}
-        values.setdefault(test.index, {0, (1 << 64) - 1}).update(word & (1 << 64) - 1 for word in near)
+        values.setdefault(test.argument, {0, (1 << 64) - 1}).update(word & (1 << 64) - 1 for word in near)
     return itertools.product(*(sorted(values.get(index, {0})) for index in range(6)))
 
 
