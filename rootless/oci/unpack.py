@@ -47,8 +47,8 @@ def unpack(
     """Unpack the tar that `read` gives into the open, empty folder `root`, and return what is to be known of it.
 
     With `single`, everything belongs to the caller: owners, and modes that had to be widened, are told in the result.
-    `ids` names the id map in error messages. The result holds only what marshal can write: ``entries``, ``size`` (bytes
-    of all files), ``devices`` (path, kind, major, minor, mode, uid, gid), ``owners`` (path → uid, gid, mode; with
+    `ids` names the id map in error messages. The result holds only what marshal can write: ``entries`` (members),
+    ``files`` and ``size`` (regular files that are there at the end, and their bytes at full length), ``devices`` (path, kind, major, minor, mode, uid, gid), ``owners`` (path → uid, gid, mode; with
     `single` alone, where they differ from 0, 0 and what is on disk), ``xattrs_dropped`` and ``setid_dropped`` (counts),
     ``opaque`` (the root hides all layers below).
 
@@ -72,7 +72,10 @@ class _Unpacker:
         self.limits = limits
         self.ids = ids
         self.uid, self.gid = os.geteuid(), os.getegid()
-        self.size = 0
+        self.total = 0  # bytes of all files at their full length, also of those that were replaced
+        self.size = 0  # of those that are there
+        self.files = 0
+        self.recount = False  # a tree was replaced, so the two above have to be counted at the end
         self.devices: list[tuple[bytes, str, int, int, int, int, int]] = []
         self.left_out: set[bytes] = set()
         self.owners: dict[bytes, tuple[int, int, int]] = {}
@@ -111,10 +114,13 @@ class _Unpacker:
                     continue
                 make[member.kind](member, path, self.parent(folder), name)
             self.finish_folders()
+            if self.recount:
+                self.files, self.size = trees.count(self.root)
         except OSError as error:
             raise self.failure(error) from None
         return {
             "entries": self.reader.entries,
+            "files": self.files,
             "size": self.size,
             "devices": self.devices,
             "owners": self.owners,
@@ -505,13 +511,17 @@ class _Unpacker:
     def clear(self, path: bytes, folder: int, name: bytes) -> None:
         """Remove what an earlier member made at this place, with everything in it."""
         try:
-            os.unlink(name, dir_fd=folder)
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.EPERM):
-                raise
+        if stat.S_ISDIR(status.st_mode):
             trees.remove(name, folder)
+            self.recount = True
+        else:
+            os.unlink(name, dir_fd=folder)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                self.files -= 1
+                self.size -= status.st_size
         self.folders.pop(path, None)
         self.owners.pop(path, None)
         self.left_out.discard(path)
@@ -519,8 +529,10 @@ class _Unpacker:
 
     def account(self, size: int) -> None:
         """Count a file's full length; a member that claims more than is allowed is refused before it is read."""
+        self.total += size
         self.size += size
-        if self.size > self.limits.size:
+        self.files += 1
+        if self.total > self.limits.size:
             raise SbxError(
                 "archive-limit",
                 f"unpack {self.shown()}: the files come to more than {self.limits.size} bytes",
@@ -550,7 +562,7 @@ class _Unpacker:
         """Translate what the kernel said into what it means here."""
         number = error.errno or 0
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return SbxError("disk-full", f"unpack {self.shown()}: {error.strerror} (after {self.size} bytes)", "free some space, then try again")
+            return SbxError("disk-full", f"unpack {self.shown()}: {error.strerror} (after {self.total} bytes)", "free some space, then try again")
         if number in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.ENAMETOOLONG, errno.ENOENT):
             return self.unsafe(f"{error.strerror} in its path")
         return SbxError("unpack-failed", f"unpack {self.shown()}: {error.strerror}")

@@ -1,0 +1,98 @@
+"""The read side of the image store: which reference is which unpacked layers. Outside; hot, so nothing but os and marshal.
+
+A *launch record* answers in one read what the long way (index, manifest, config, layer folders) would answer:
+
+    launch/MAP/REFERENCE    marshal of (FORMAT, reference, manifest digest, boot, layers, env, entrypoint, cmd,
+                            working folder, user, stop signal)
+
+It is derived; who changes what it was derived from removes it first, and `find` gives None where anything is odd: then
+the long way (oci.images.prepare) runs. `boot` is empty, or the boot in which the layers were unpacked: until the
+kernel has been seen to have kept them over a reboot, another boot's record does not count.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+
+from rootless import paths
+from rootless.reference import Reference
+from rootless.spec import IdMap, Image
+
+FORMAT = 1
+_NAME = 200  #: characters of a file's name; a longer one goes on in a folder
+
+
+def layers() -> str:
+    """Return the folder that the names in `Image.layers` are below."""
+    return paths.data() + "/layers"
+
+
+def escape(text: str) -> str:
+    """Return `text` (a reference, or an id map's key) as a relative path, another one for each text.
+
+    Neither alphabet has ``%``, ``+`` or ``~``, so that nothing can be meant twice.
+    """
+    name = text.replace("/", "%").replace(" ", "~")
+    if len(name) <= _NAME:
+        return name
+    return "+/".join(name[at : at + _NAME] for at in range(0, len(name), _NAME))
+
+
+def unescape(path: str) -> str:
+    """Return the text that `escape` made `path` of."""
+    return path.replace("+/", "").replace("%", "/").replace("~", " ")
+
+
+def record_path(reference: str, idmap: IdMap) -> str:
+    """Return where the launch record of `reference` (in full) for `idmap` is."""
+    return f"{paths.data()}/launch/{escape(idmap.key)}/{escape(reference)}"
+
+
+def boot_id() -> str:
+    """Return the kernel's name for this boot."""
+    try:
+        return _read("/proc/sys/kernel/random/boot_id").decode("ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def find(reference: Reference, idmap: IdMap) -> Image | None:
+    """Return the image that is stored as `reference`, unpacked for `idmap`; None when there is none, or any doubt."""
+    name = str(reference)
+    folder = paths.data()
+    try:
+        fields = marshal.loads(_read(f"{folder}/launch/{escape(idmap.key)}/{escape(name)}"))
+        form, stored, digest, boot, names, env, entrypoint, cmd, working_dir, user, stop_signal = fields
+        if form != FORMAT or stored != name or (boot and boot != boot_id()):
+            return None
+        for layer in names:
+            os.stat(f"{folder}/layers/{layer}")
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+    return Image(
+        reference=name, digest=digest, layers=list(names), env=list(env), entrypoint=list(entrypoint), cmd=list(cmd),
+        working_dir=working_dir, user=user, stop_signal=stop_signal,
+    )  # fmt: skip
+
+
+def encode(image: Image, boot: str) -> bytes:
+    """Return the launch record of `image`."""
+    return marshal.dumps(
+        (
+            FORMAT, image.reference, image.digest, boot, tuple(image.layers), tuple(image.env), tuple(image.entrypoint),
+            tuple(image.cmd), image.working_dir, image.user, image.stop_signal,
+        ),
+        4,
+    )  # fmt: skip
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, 1 << 16)
+        while more := os.read(fd, 1 << 20):
+            data += more
+        return data
+    finally:
+        os.close(fd)
