@@ -282,7 +282,7 @@ def _default_user(ids: IdMap) -> str:
 
 def _check_user(text: str, what: str) -> str:
     """A name, or a number that is an id: -1 and what wraps around to 0 are not (crun CVE-2026-30892)."""
-    if (text.lstrip("+-").isdigit() and not (text.isdecimal() and text.isascii())) or (text.isdigit() and int(text[:12]) > idmap.LAST_ID):
+    if (text.lstrip("+-").isdigit() and not (text.isdecimal() and text.isascii())) or (text.isdigit() and (len(text) > 10 or int(text) > idmap.LAST_ID)):
         raise SbxError("user-invalid", f"read {what} {printable(text)!r}: an id is a number from 0 to {idmap.LAST_ID}")
     if any(char in text for char in ":\0\n/"):
         raise SbxError("user-invalid", f"read {what} {printable(text)!r}: it is NAME|UID[:GROUP|GID]")

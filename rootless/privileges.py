@@ -139,7 +139,7 @@ def _records(path: str, fields: int) -> list[list[bytes]]:
 
 
 def _number(text: bytes, line: list[bytes]) -> int:
-    if text.isdigit() and int(text[:11]) <= 4294967294:
+    if text.isdigit() and len(text) <= 10 and int(text) <= 4294967294:  # 4294967295 is -1: no change at all
         return int(text)
     raise SbxError("user-invalid", f"become user {line[0].decode('utf-8', 'replace')}: the image gives it a bad id")
 
