@@ -34,6 +34,9 @@ LINKS = {
 }  # fmt: skip
 
 
+_FOLDER, _FILE, _LINK = 0o040000, 0o100000, 0o120000
+
+
 def words(attributes: int) -> str:
     """Return mount attributes as mount(8) spells them, with a comma before each."""
     return "".join("," + word for bit, word in _WORDS.items() if attributes & bit)
@@ -134,10 +137,11 @@ class Devices(Source):
 
 
 class Overlay(Step):
-    """Mount the layers of an image, with a writable upper layer, on `folder`/root.
+    """Mount `lowers`, the top one first, with a writable upper layer, on `folder`/root.
 
-    `lowers` are relative to `base`, the top one first: so they are short enough for the one page that mount(2) takes,
-    and /proc/mounts inside does not tell where the store is. `folder` gets upper, work and root.
+    All names are relative to `base`: so they are short enough for the one page that mount(2) takes, may stand in a
+    folder with a colon in its name, and /proc/mounts inside does not tell where the store is. `folder` gets upper, work
+    and root.
 
     A *volatile* upper layer is one that nobody will want back: without it, unmounting syncs the whole filesystem.
     """
@@ -180,6 +184,23 @@ class Overlay(Step):
         os.chmod(self.folder + "/upper", like.st_mode & 0o7777)
 
 
+class BindLower(Step):
+    """Bind the folder `path` on `folder`/lower, to be the lower layer of an overlay."""
+
+    __slots__ = ("folder", "path")
+
+    def __init__(self, path: str, folder: str) -> None:
+        self.path = path
+        self.folder = folder
+
+    def describe(self) -> str:
+        return f"bind {self.path} on {self.folder}/lower"
+
+    def execute(self, child: Child) -> None:
+        os.mkdir(self.folder + "/lower", 0o700)
+        _bind(self.path, self.folder + "/lower", 0)
+
+
 class ReadOnlyTree(Step):
     """Use a copy of the host's tree at `path`, all of it read-only, as the root; `folder`/root is where it is put."""
 
@@ -194,13 +215,8 @@ class ReadOnlyTree(Step):
         return f"bind {self.path} on {self.folder}/root{words(self.attributes)}"
 
     def execute(self, child: Child) -> None:
-        tree = syscalls.open_tree(self.path)
-        syscalls.mount_setattr(tree, self.attributes, recursive=True)
         os.mkdir(self.folder + "/root", 0o700)
-        target = os.open(self.folder + "/root", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        syscalls.move_mount(tree, target)
-        os.close(target)
-        os.close(tree)
+        _bind(self.path, self.folder + "/root", self.attributes)
         _enter_root(self.folder + "/root", child)
 
 
@@ -216,12 +232,19 @@ class BindRoot(Step):
         return f"bind {self.path} on itself"
 
     def execute(self, child: Child) -> None:
-        tree = syscalls.open_tree(self.path)
-        target = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        syscalls.move_mount(tree, target)
-        os.close(target)
-        os.close(tree)
+        _bind(self.path, self.path, 0)
         _enter_root(self.path, child)
+
+
+def _bind(path: str, target: str, attributes: int) -> None:
+    """Mount a copy of the tree at `path`, with `attributes` on all of it, on the folder `target`; both are ours."""
+    tree = syscalls.open_tree(path)
+    if attributes:
+        syscalls.mount_setattr(tree, attributes, recursive=True)
+    point = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    syscalls.move_mount(tree, point)
+    os.close(point)
+    os.close(tree)
 
 
 def _enter_root(path: str, child: Child) -> None:
@@ -319,7 +342,7 @@ class Attach(Step):
     def execute(self, child: Child) -> None:
         if self.strict and os.path.islink(self.target):
             raise SbxError("image-hostile", f"mount on {self.target}: it is a symbolic link in the image")
-        folder = (os.fstat(self.source.fd).st_mode & 0o170000) == 0o040000
+        folder = (os.fstat(self.source.fd).st_mode & 0o170000) == _FOLDER
         target = _mount_point(self.target, child, folder)
         try:
             syscalls.move_mount(self.source.fd, target)
@@ -359,7 +382,8 @@ class WriteFile(Step):
     """Show `content` as the file `path`, such as /etc/hosts, whatever the image has there.
 
     The file lives, without a name, in the sandbox's own tmpfs on /dev; it is bound over the image's. What is no plain
-    file there (a link to /run of the image's builder, a fifo) is replaced, where the root is writable.
+    file there (a link to /run of the image's builder, a fifo) is replaced; where the root is read-only a link is
+    followed (the host's /etc/resolv.conf often leads to /run).
     """
 
     __slots__ = ("content", "path")
@@ -388,14 +412,22 @@ class WriteFile(Step):
     def _target(self, child: Child) -> int:
         folder, _, name = self.path.rpartition("/")
         parent = _mount_point(folder, child, folder=True)
+        path = self.path
         try:
-            if (os.lstat(name, dir_fd=parent).st_mode & 0o170000) != 0o100000:
+            kind = os.lstat(name, dir_fd=parent).st_mode & 0o170000
+            if kind == _LINK and self._is_read_only(parent):
+                path = os.path.join(folder, os.readlink(name, dir_fd=parent))
+            elif kind != _FILE:
                 os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             pass
         finally:
             os.close(parent)
-        return _mount_point(self.path, child, folder=False)
+        return _mount_point(path, child, folder=False)
+
+    @staticmethod
+    def _is_read_only(folder: int) -> bool:
+        return bool(os.fstatvfs(folder).f_flag & os.ST_RDONLY)
 
 
 class Mask(Step):
@@ -416,7 +448,7 @@ class Mask(Step):
                 target = _open_inside(path)
             except OSError:
                 continue
-            if (os.fstat(target).st_mode & 0o170000) == 0o040000:
+            if (os.fstat(target).st_mode & 0o170000) == _FOLDER:
                 # one empty filesystem serves all: each further mask is a copy of the first one's mount
                 if empty < 0:
                     tree = syscalls.new_mount("tmpfs", {"size": "4k", "nr_inodes": "1"}, RDONLY | NOSUID | NODEV | NOEXEC)

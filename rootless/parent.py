@@ -27,7 +27,7 @@ from rootless import child, syscalls
 from rootless.errors import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
-from rootless.processes import SIGKILL, SIGSTOP, exit_code
+from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, exit_code
 from rootless.steps import Child, Plan
 from rootless.terminal import Relay
 
@@ -81,8 +81,8 @@ class Sandbox:
     cannot be joined once its memory is hidden.
     """
 
-    __slots__ = ("_go", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo", "master", "namespaces",
-                 "on_signal", "pid", "pidfd")  # fmt: skip
+    __slots__ = ("_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo",
+                 "master", "namespaces", "pid", "pidfd")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
         self._plan = plan
@@ -92,6 +92,8 @@ class Sandbox:
         self._terminal = terminal
         self._signals = signals
         self._undo: list[Callable[[], None]] = []
+        self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
+        self._ended_by = 0
         self.pid = 0
         self.pidfd = -1
         self.master = -1
@@ -118,6 +120,8 @@ class Sandbox:
                 os.write(self._go, b".")
         if said:
             raise self._failure(said)
+        if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
+            raise SbxError("child-lost", "start the sandbox: its first process was killed")
         if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
             self.master = master
 
@@ -167,15 +171,26 @@ class Sandbox:
     def signal(self, number: int) -> None:
         """Send a signal to pid 1, which passes it on to the command; nothing if it has ended."""
         try:
-            if number not in (SIGKILL, SIGCONT) and self._is_deaf_to(number):
-                number = SIGKILL
+            if self._is_deaf_to(number):
+                self._ended_by, number = number, SIGKILL
             _signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
             pass
 
     def _is_deaf_to(self, number: int) -> bool:
-        """Whether pid 1 is the command itself and has no handler for a signal that ends others: then the kernel drops it."""
-        return False
+        """Whether pid 1 is the command itself and does nothing about `number`, a signal that would end another process.
+
+        The kernel spares pid 1 what it has no handler for; a user who sends SIGTERM expects an end all the same.
+        """
+        if number not in (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM) or not self._is_command:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/status", "rb") as stream:
+                masks = dict(line.split(b":", 1) for line in stream.read().splitlines())
+        except OSError:
+            return False
+        handled = int(masks[b"SigCgt"], 16) | int(masks[b"SigIgn"], 16) | int(masks[b"SigBlk"], 16)
+        return not handled >> (number - 1) & 1
 
     def wait(self, timeout: float | None = None, stop_timeout: float = 10.0, mode: SavedMode | None = None) -> int:
         """Serve the sandbox until it ends and return its exit status; everything is undone then.
@@ -205,6 +220,8 @@ class Sandbox:
                     elif fd == ended:
                         status = exit_code(os.waitpid(self._supervisor, 0)[1])
                         self._supervisor = 0
+                        if self._ended_by and status == SIGNALLED + SIGKILL:
+                            status = SIGNALLED + self._ended_by  # as if the default action had ended it
                         return TIMED_OUT if timed_out else status
                     elif relay:
                         relay.serve(fd)

@@ -52,7 +52,12 @@ def ensure(folder: str) -> str:
     Raises SbxError ``data-unwritable`` with the cure when it cannot be made.
     """
     try:
-        os.makedirs(folder, 0o700, exist_ok=True)
+        if not os.path.isdir(folder):
+            if above := os.path.dirname(folder):
+                ensure(above)
+            os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass  # somebody else was faster
     except OSError as error:
         raise SbxError(
             "data-unwritable", f"create folder {folder}: {error.strerror}",

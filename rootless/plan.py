@@ -42,7 +42,7 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
     # The host's files are opened while they can still be named; the root is switched; then everything finds its place
     # by names that cannot lead out.
     sources = _Sources(spec)
-    plan.inside += [m.StopPropagation(), *sources.steps(), _root(spec), m.PivotRoot()]
+    plan.inside += [*_clocks(spec), m.StopPropagation(), *sources.steps(), *_root(spec), m.PivotRoot()]
     plan.inside += [*sources.placed(), *_settings(spec), *_protected(spec)]
     plan.inside += [terminal] if terminal else []
 
@@ -105,16 +105,23 @@ def _user_namespace(idmap: IdMap) -> list[Step]:
 
 
 def _own(spec: SandboxSpec) -> list[str]:
-    return (["user"] if spec.nested_users else []) + spec.namespaces
+    return (["user"] if spec.nested_users else []) + [name for name in spec.namespaces if name != "time"]
 
 
-def _root(spec: SandboxSpec) -> Step:
+def _clocks(spec: SandboxSpec) -> list[Step]:
+    """The time namespace: its clocks are set after it is made, and before anything is in it."""
+    if "time" not in spec.namespaces:
+        return []
+    return [n.Unshare("time"), *(n.ClockOffset(*offset) for offset in spec.clock_offsets.items()), n.EnterTime()]
+
+
+def _root(spec: SandboxSpec) -> list[Step]:
     attributes = m.NODEV | (m.NOSUID if spec.no_new_privileges else 0)
     if spec.rootfs.kind == "host":
-        return m.ReadOnlyTree("/", spec.folder, attributes)
+        return [m.ReadOnlyTree("/", spec.folder, attributes)]
     if spec.rootfs.kind == "folder":
-        return m.Overlay(spec.rootfs.path, ["."], spec.folder, attributes)
-    return m.Overlay(paths.data() + "/layers", spec.rootfs.layers, spec.folder, attributes)
+        return [m.BindLower(spec.rootfs.path, spec.folder), m.Overlay(spec.folder, ["lower"], spec.folder, attributes)]
+    return [m.Overlay(paths.data() + "/layers", spec.rootfs.layers, spec.folder, attributes)]
 
 
 class _Sources:
@@ -164,7 +171,7 @@ def _settings(spec: SandboxSpec) -> list[Step]:
     steps += [n.HostName(spec.hostname)] if spec.hostname else []
     steps += [n.LoopbackUp()] if "net" in spec.namespaces else []
     steps += [n.Sysctl(name, value) for name, value in spec.sysctls.items()]
-    steps += [m.MakeFolder(spec.workdir)] if spec.rootfs.kind != "host" else []
+    steps += [m.MakeFolder(spec.workdir)] if spec.rootfs.kind != "host" and spec.workdir != "/" else []
     return steps
 
 

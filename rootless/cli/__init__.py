@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-GROUPS = ("hot", "sandboxes", "images", "registry", "host")
+GROUPS = ("hot", "sandboxes")
 
 app = typer.Typer(
     name="sbx",
