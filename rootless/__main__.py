@@ -30,7 +30,11 @@ def main() -> int:
     except KeyboardInterrupt:
         return errors.SIGNALLED + 2
     except OSError as error:
-        return _fail(errors.SbxError("system", f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}"))
+        return _fail(
+            errors.SbxError(
+                "system", f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}"
+            )
+        )
 
 
 def _slow_way() -> int:

@@ -55,7 +55,8 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
         namespaces=_namespaces(request), clock_offsets=_clock_offsets(request),
         devices=[_device(device) for device in request.device],
-        argv=_argv(request, image), env=_environment(request, image, hostname), workdir=_inside(workdir, "working directory"),
+        argv=_argv(request, image), env=_environment(request, image, hostname),
+        workdir=_inside(workdir, "working directory"),
         user=_check_user(user, "user"), group=_check_user(group, "group"), hostname=hostname,
         limits=_limits(request.ulimit), umask=_umask(request.umask), oom_score=request.oom_score_adj or 0,
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
@@ -131,7 +132,9 @@ def _mount_words(text: str) -> Mount:
         options = [f"{key.removeprefix('tmpfs-')}={value}" if value else key for key, value in words.items()]
         return _tmpfs(f"{target}:{','.join(options)}")
     if kind != "bind" or not source or not target:
-        raise SbxError("mount-invalid", f"read mount {printable(text)!r}: it is type=bind|tmpfs,source=…,target=…[,readonly]")
+        raise SbxError(
+            "mount-invalid", f"read mount {printable(text)!r}: it is type=bind|tmpfs,source=…,target=…[,readonly]"
+        )
     mount = Mount(source=_source(source, text), target=_target(target, text))
     for key, value in words.items():
         if value in ("", "true", "1"):
@@ -167,14 +170,18 @@ def _source(path: str, text: str) -> str:
     try:
         os.stat(absolute)
     except OSError as error:
-        raise SbxError("mount-source-missing", f"mount {absolute}: {error.strerror}", "the source of a mount has to exist") from None
+        raise SbxError(
+            "mount-source-missing", f"mount {absolute}: {error.strerror}", "the source of a mount has to exist"
+        ) from None
     return absolute
 
 
 def _target(path: str, text: str) -> str:
     path = _inside(path, "mount target")
     if path == "/":
-        raise SbxError("mount-invalid", f"read mount {printable(text)!r}: the target cannot be the root", "see: --rootfs")
+        raise SbxError(
+            "mount-invalid", f"read mount {printable(text)!r}: the target cannot be the root", "see: --rootfs"
+        )
     return path
 
 
@@ -189,7 +196,9 @@ def _current_folder() -> str:
     try:
         return os.getcwd()
     except OSError as error:
-        raise SbxError("folder-gone", f"find the current folder: {error.strerror}", "go to another one with cd") from None
+        raise SbxError(
+            "folder-gone", f"find the current folder: {error.strerror}", "go to another one with cd"
+        ) from None
 
 
 def _hidden_on_host() -> list[str]:
@@ -243,7 +252,11 @@ def _argv(request: Request, image: Image) -> list[bytes]:
 
 def _environment(request: Request, image: Image, hostname: str) -> dict[bytes, bytes]:
     """Fixed values, the image's over them, the caller's words over those: nothing comes along unasked."""
-    env = {"PATH": os.environ.get("PATH", PATH) if image.reference == HOST else PATH, "HOSTNAME": hostname, "container": "sbx"}
+    env = {
+        "PATH": os.environ.get("PATH", PATH) if image.reference == HOST else PATH,
+        "HOSTNAME": hostname,
+        "container": "sbx",
+    }
     env.update(entry.partition("=")[::2] for entry in image.env)
     return {**{os.fsencode(key): os.fsencode(value) for key, value in env.items()}, **_asked(request)}
 
@@ -282,7 +295,9 @@ def _default_user(ids: IdMap) -> str:
 
 def _check_user(text: str, what: str) -> str:
     """A name, or a number that is an id: -1 and what wraps around to 0 are not (crun CVE-2026-30892)."""
-    if (text.lstrip("+-").isdigit() and not (text.isdecimal() and text.isascii())) or (text.isdigit() and (len(text) > 10 or int(text) > idmap.LAST_ID)):
+    if (text.lstrip("+-").isdigit() and not (text.isdecimal() and text.isascii())) or (
+        text.isdigit() and (len(text) > 10 or int(text) > idmap.LAST_ID)
+    ):
         raise SbxError("user-invalid", f"read {what} {printable(text)!r}: an id is a number from 0 to {idmap.LAST_ID}")
     if any(char in text for char in ":\0\n/"):
         raise SbxError("user-invalid", f"read {what} {printable(text)!r}: it is NAME|UID[:GROUP|GID]")
@@ -326,10 +341,14 @@ def _resolv_conf(backend: str, request: Request) -> str:
 def _namespaces(request: Request) -> list[str]:
     for name in request.share:
         if name not in SHAREABLE:
-            raise SbxError("namespace-unknown", f"share namespace {printable(name)!r}: there are {', '.join(SHAREABLE)}")
+            raise SbxError(
+                "namespace-unknown", f"share namespace {printable(name)!r}: there are {', '.join(SHAREABLE)}"
+            )
     for name in request.unshare:
         if name not in ("time", *DEFAULT):
-            raise SbxError("namespace-unknown", f"unshare namespace {printable(name)!r}: time is the one that can be added")
+            raise SbxError(
+                "namespace-unknown", f"unshare namespace {printable(name)!r}: time is the one that can be added"
+            )
     shared = [*request.share, *(["net"] if request.net == "host" else [])]
     names = [name for name in DEFAULT if name not in shared]
     return [*names, "time"] if "time" in request.unshare or request.clock_offset else names
@@ -340,7 +359,9 @@ def _clock_offsets(request: Request) -> dict[str, int]:
     for text in request.clock_offset:
         clock, _, seconds = text.partition("=")
         if clock not in ("monotonic", "boottime") or not seconds.lstrip("+-").isdecimal() or len(seconds) > 11:
-            raise SbxError("clock-invalid", f"shift clock {printable(text)!r}: it is monotonic=SECONDS or boottime=SECONDS")
+            raise SbxError(
+                "clock-invalid", f"shift clock {printable(text)!r}: it is monotonic=SECONDS or boottime=SECONDS"
+            )
         offsets[clock] = int(seconds)
     return offsets
 
@@ -352,7 +373,9 @@ def _protect(spec: SandboxSpec, request: Request) -> None:
         capabilities.EVERY if request.nested else capabilities.DEFAULT, request.cap_add, request.cap_drop)  # fmt: skip
     spec.no_new_privileges = not (request.allow_new_privs or request.privileged)
     if request.setgroups not in ("", "fake", "allow", "deny"):
-        raise SbxError("setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny")
+        raise SbxError(
+            "setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny"
+        )
     spec.deny_groups = request.setgroups != "allow"
     unmask = list(DEFAULT_HIDDEN) if "ALL" in request.unmask or request.privileged else request.unmask
     unmask = [_inside(path, "--unmask") for path in unmask]
@@ -376,7 +399,12 @@ def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str
         sysctls["user.max_user_namespaces"] = "0"
     for text in request.sysctl:
         name, equals, value = text.partition("=")
-        if not equals or ".." in name or "/" in name or not name.replace(".", "").replace("_", "").replace("-", "").isalnum():
+        if (
+            not equals
+            or ".." in name
+            or "/" in name
+            or not name.replace(".", "").replace("_", "").replace("-", "").isalnum()
+        ):
             raise SbxError("sysctl-invalid", f"set sysctl {printable(text)!r}: it is NAME=VALUE")
         sysctls[name] = value
     return sysctls
@@ -387,7 +415,10 @@ def _limits(words: list[str]) -> dict[str, tuple[int, int]]:
     for text in words:
         name, _, values = text.partition("=")
         soft, _, hard = values.partition(":")
-        numbers = [-1 if value in ("-1", "unlimited") else int(value) if value.isdecimal() else None for value in (soft, hard or soft)]
+        numbers = [
+            -1 if value in ("-1", "unlimited") else int(value) if value.isdecimal() else None
+            for value in (soft, hard or soft)
+        ]
         if name not in privileges.RLIMITS or None in numbers:
             raise SbxError("ulimit-invalid", f"set limit {printable(text)!r}: it is NAME=SOFT[:HARD]",
                            "names are " + ", ".join(privileges.RLIMITS))  # fmt: skip
@@ -409,7 +440,9 @@ def _pass_fd(text: str) -> int:
     try:
         os.fstat(int(text))
     except OSError:
-        raise SbxError("fd-invalid", f"pass descriptor {text}: it is not open", f"open it in your shell, as in: {text}<file") from None
+        raise SbxError(
+            "fd-invalid", f"pass descriptor {text}: it is not open", f"open it in your shell, as in: {text}<file"
+        ) from None
     return int(text)
 
 

@@ -44,14 +44,26 @@ def check(ranges: Sequence[Range], own: int, file: str) -> None:
     previous = (-1, 0)
     for first, size in sorted(ranges):
         if first + size - 1 > LAST_ID:
-            raise SbxError("subids-invalid", f"read {file}: {first}:{size} goes past the last id, {LAST_ID}", "correct the line")
+            raise SbxError(
+                "subids-invalid", f"read {file}: {first}:{size} goes past the last id, {LAST_ID}", "correct the line"
+            )
         if first < previous[0] + previous[1]:
-            raise SbxError("subids-invalid", f"read {file}: {previous[0]}:{previous[1]} and {first}:{size} overlap", "correct one of the lines")
+            raise SbxError(
+                "subids-invalid",
+                f"read {file}: {previous[0]}:{previous[1]} and {first}:{size} overlap",
+                "correct one of the lines",
+            )
         if first <= own < first + size:
-            raise SbxError("subids-invalid", f"read {file}: {first}:{size} contains your own id, {own}", "choose another range")
+            raise SbxError(
+                "subids-invalid", f"read {file}: {first}:{size} contains your own id, {own}", "choose another range"
+            )
         previous = (first, size)
     if len(ranges) > EXTENTS - 3:
-        raise SbxError("subids-invalid", f"read {file}: {len(ranges)} ranges are more than a map can have", "use fewer, larger ranges")
+        raise SbxError(
+            "subids-invalid",
+            f"read {file}: {len(ranges)} ranges are more than a map can have",
+            "use fewer, larger ranges",
+        )
 
 
 def auto(own: int, ranges: Sequence[Range]) -> list[IdMapping]:
@@ -136,17 +148,26 @@ def _available(uid: int, gid: int) -> tuple[list[Range], list[Range]]:
     for file, own in (("/etc/subuid", uid), ("/etc/subgid", gid)):
         ranges = parse(_read(file), name, uid) or (_of_root(file) if uid == 0 else [])
         if not ranges:
-            raise SbxError("subids-missing", f"read {file}: no subordinate ids for {name or uid}", FIX.replace("USER", name or str(uid)))
+            raise SbxError(
+                "subids-missing",
+                f"read {file}: no subordinate ids for {name or uid}",
+                FIX.replace("USER", name or str(uid)),
+            )
         check(ranges, own, file)
         both.append(ranges)
     if uid != 0 and not (programs.find("newuidmap") and programs.find("newgidmap")):
-        raise SbxError("newuidmap-missing", "find newuidmap and newgidmap: not installed", programs.install_hint("newuidmap"))
+        raise SbxError(
+            "newuidmap-missing", "find newuidmap and newgidmap: not installed", programs.install_hint("newuidmap")
+        )
     return both[0], both[1]
 
 
 def _of_root(file: str) -> list[Range]:
     """Return what root may map without an entry in `file`: in a nested user namespace, all the ids that it has."""
-    own = [tuple(map(int, line.split())) for line in _read(f"/proc/self/{'uid' if file.endswith('uid') else 'gid'}_map").splitlines()]
+    own = [
+        tuple(map(int, line.split()))
+        for line in _read(f"/proc/self/{'uid' if file.endswith('uid') else 'gid'}_map").splitlines()
+    ]
     if own and own[0][0] == 0 and own[0][2] > LAST_ID:
         return [ROOT_RANGE]
     return [(max(inside, 1), size - (inside == 0)) for inside, _, size in own if size - (inside == 0) > 0]
@@ -189,7 +210,10 @@ class WriteMaps(OutsideStep):
         self.idmap = idmap
 
     def describe(self) -> str:
-        uids, gids = (" ".join(f"{m.container_id}:{m.host_id}:{m.size}" for m in maps) for maps in (self.idmap.uids, self.idmap.gids))
+        uids, gids = (
+            " ".join(f"{m.container_id}:{m.host_id}:{m.size}" for m in maps)
+            for maps in (self.idmap.uids, self.idmap.gids)
+        )
         return f"write the {self.idmap.mode} id map, uids {uids}, gids {gids}"
 
     def execute(self, pid: int) -> None:
@@ -207,8 +231,11 @@ class WriteMaps(OutsideStep):
         for program in running:
             said = program.finish()
             if program.status:
-                raise SbxError("idmap-refused", f"{program.name}: {printable(said.strip()) or 'failed'}",
-                               "compare your lines in /etc/subuid and /etc/subgid, and that the program is setuid root")  # fmt: skip
+                raise SbxError(
+                    "idmap-refused",
+                    f"{program.name}: {printable(said.strip()) or 'failed'}",
+                    "compare your lines in /etc/subuid and /etc/subgid, and that the program is setuid root",
+                )
 
 
 def write(path: str, content: str) -> None:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from rootless import build, errors, filters, idmap, network, parent, paths, plan, processes, reference, spec, state, store, syscalls
+from rootless import (
+    build,
+    errors,
+    filters,
+    idmap,
+    parent,
+    paths,
+    plan,
+    processes,
+    reference,
+    spec,
+    state,
+    store,
+    syscalls,
+)
 from rootless.errors import SbxError
 from rootless.options import Request
 from rootless.terminal import SavedMode
@@ -128,7 +141,9 @@ def _is_covered() -> bool:
     """Whether mounts lie over parts of /proc that have content (over its folders for mounts there may be some)."""
     with open("/proc/self/mountinfo", "rb") as stream:
         points = [line.split(b" ", 5)[4] for line in stream]
-    return any(point.startswith(b"/proc/") and point not in (b"/proc/sys/fs/binfmt_misc", b"/proc/fs/nfsd") for point in points)
+    return any(
+        point.startswith(b"/proc/") and point not in (b"/proc/sys/fs/binfmt_misc", b"/proc/fs/nfsd") for point in points
+    )
 
 
 def _choose_terminal(request: Request, wanted: SandboxSpec) -> SavedMode | None:
@@ -157,7 +172,13 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
         state.discard(folder)
 
 
-def _serve(sandbox: Sandbox, wanted: SandboxSpec, mode: SavedMode | None, timeout: float | None = None, stop: float | None = None) -> int:
+def _serve(
+    sandbox: Sandbox,
+    wanted: SandboxSpec,
+    mode: SavedMode | None,
+    timeout: float | None = None,
+    stop: float | None = None,
+) -> int:
     if not wanted.terminal:
         # A pipe's other end sees what the command does to it: we don't hold it any longer.
         keep_stderr = os.dup(2)
@@ -171,7 +192,7 @@ def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, object]:
     return {
         "name": wanted.name, "id": wanted.id, "image": wanted.image, "created": time.time(),
         "command": [os.fsdecode(word) for word in wanted.argv], "pid": sandbox.pid,
-        "start_time": state.start_time(sandbox.pid), "parent": os.getpid(), "parent_start_time": state.start_time(os.getpid()),
+        "start_time": state.start_time(sandbox.pid), "parent": os.getpid(),
         "namespaces": dict(sandbox.namespaces), "spec": spec.pack(wanted),
     }  # fmt: skip
 

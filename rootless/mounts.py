@@ -21,7 +21,12 @@ NODEV = syscalls.MOUNT_ATTR_NODEV
 NOEXEC = syscalls.MOUNT_ATTR_NOEXEC
 
 _WORDS = {RDONLY: "ro", NOSUID: "nosuid", NODEV: "nodev", NOEXEC: "noexec"}
-_MS_FLAGS = {RDONLY: syscalls.MS_RDONLY, NOSUID: syscalls.MS_NOSUID, NODEV: syscalls.MS_NODEV, NOEXEC: syscalls.MS_NOEXEC}
+_MS_FLAGS = {
+    RDONLY: syscalls.MS_RDONLY,
+    NOSUID: syscalls.MS_NOSUID,
+    NODEV: syscalls.MS_NODEV,
+    NOEXEC: syscalls.MS_NOEXEC,
+}
 
 #: device → its number; what /dev/NAME of the host is must be exactly this
 DEVICES = {
@@ -167,7 +172,9 @@ class Overlay(Step):
         options += ",volatile" if self.volatile else ""
         flags = sum(flag for bit, flag in _MS_FLAGS.items() if self.attributes & bit)
         if len(os.fsencode(options)) > 4095:
-            raise SbxError("too-many-layers", f"mount overlay of {len(self.lowers)} layers: their names do not fit a page")
+            raise SbxError(
+                "too-many-layers", f"mount overlay of {len(self.lowers)} layers: their names do not fit a page"
+            )
         syscalls.mount("overlay", self.folder + "/root", "overlay", flags, options)
         _enter_root(self.folder + "/root", child)
 
@@ -295,8 +302,11 @@ def _mount_point(path: str, child: Child, folder: bool) -> int:
     parent = _mount_point(above or "/", child, folder=True)
     try:
         if syscalls.mount_id(parent) not in child.creatable:
-            raise SbxError("mount-point-missing", f"create mount point {path}: it would appear in your own folder that is mounted there",
-                           f"create {name} there yourself, or mount somewhere else")  # fmt: skip
+            raise SbxError(
+                "mount-point-missing",
+                f"create mount point {path}: it would appear in your own folder that is mounted there",
+                f"create {name} there yourself, or mount somewhere else",
+            )
         if folder:
             os.mkdir(name, 0o755, dir_fd=parent)
         else:
@@ -451,7 +461,9 @@ class Mask(Step):
             if (os.fstat(target).st_mode & 0o170000) == _FOLDER:
                 # one empty filesystem serves all: each further mask is a copy of the first one's mount
                 if empty < 0:
-                    tree = syscalls.new_mount("tmpfs", {"size": "4k", "nr_inodes": "1"}, RDONLY | NOSUID | NODEV | NOEXEC)
+                    tree = syscalls.new_mount(
+                        "tmpfs", {"size": "4k", "nr_inodes": "1"}, RDONLY | NOSUID | NODEV | NOEXEC
+                    )
                 else:
                     tree = syscalls.open_tree("", empty, recursive=False)
                 syscalls.move_mount(tree, target)

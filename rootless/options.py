@@ -50,7 +50,7 @@ _SHELL = [
     Option("--platform", TEXT, "choose among an image's platforms", "OS/ARCH[/VARIANT]", "Image"),
     Option("--rootfs", FLAG, "IMAGE is a folder with a root filesystem; it is not written to", "", "Image"),
     Option("--entrypoint", TEXT, "replace the image's entry point", "COMMAND", "Image"),
-    Option("-v --volume", LIST, "bind a file or folder; options ro, rw, exec, noexec", "SOURCE:TARGET[:OPTIONS]", "Files"),
+    Option("-v --volume", LIST, "bind a file or folder; options ro, rw, noexec", "SOURCE:TARGET[:OPTIONS]", "Files"),
     Option("--mount", LIST, "the same in words: type=bind|tmpfs,source=…,target=…,readonly", "WORDS", "Files"),
     Option("--tmpfs", LIST, "mount an empty tmpfs; options size=, mode=, exec", "TARGET[:OPTIONS]", "Files"),
     Option("--here", FLAG, "the current folder, writable, at the same path, as working directory", "", "Files"),
@@ -159,7 +159,7 @@ def read(command: str, argv: list[str]) -> Request | None:
 
 def _unbundle(word: str, options: dict[str, Option]) -> list[str]:
     """Return the options bundled in ``-abc``; the last one is followed by its value where it has one."""
-    parts = []
+    parts: list[str] = []
     for place in range(1, len(word)):
         flag = "-" + word[place]
         option = options.get(flag)

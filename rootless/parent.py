@@ -28,7 +28,7 @@ from rootless.errors import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, Sbx
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, exit_code
-from rootless.steps import Child, Plan
+from rootless.steps import Child, OutsideStep, Plan
 from rootless.terminal import Relay
 
 TYPE_CHECKING = False
@@ -139,9 +139,9 @@ class Sandbox:
             if self._status in ready:
                 return os.read(self._status, 4096)
 
-    def _do(self, steps: list[object], pid: int) -> None:
+    def _do(self, steps: list[OutsideStep], pid: int) -> None:
         for step in steps:
-            undo = step.execute(pid)  # type: ignore[attr-defined]
+            undo = step.execute(pid)
             if undo:
                 self._undo.append(undo)
 
@@ -266,7 +266,9 @@ class Sandbox:
             self._signals = None  # type: ignore[assignment]
 
 
-def start(plan: Plan, terminal: bool = False, trace: bool = False, started: Callable[[Sandbox], None] | None = None) -> Sandbox:
+def start(
+    plan: Plan, terminal: bool = False, trace: bool = False, started: Callable[[Sandbox], None] | None = None
+) -> Sandbox:
     """Carry out `plan` and return its sandbox, whose command runs; `started` is called as soon as pid 1 has an id.
 
     The process must have one thread. On failure SbxError (StepError for a step of the child's) is raised, everything

@@ -23,7 +23,8 @@ def home() -> str:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
         raise SbxError(
-            "home-unknown", f"find the home folder of user {os.getuid()}: HOME is unset, and the user has no name",
+            "home-unknown",
+            f"find the home folder of user {os.getuid()}: HOME is unset, and the user has no name",
             "set HOME, or SBX_HOME to a folder for sbx's own files",
         ) from None
 
@@ -60,7 +61,8 @@ def ensure(folder: str) -> str:
         pass  # somebody else was faster
     except OSError as error:
         raise SbxError(
-            "data-unwritable", f"create folder {folder}: {error.strerror}",
+            "data-unwritable",
+            f"create folder {folder}: {error.strerror}",
             "set SBX_HOME to a folder on a local disk that you may write to",
         ) from None
     return folder

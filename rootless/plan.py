@@ -134,10 +134,15 @@ class _Sources:
         # A fresh procfs shows the sandbox's own processes alone. It and sysfs belong to namespaces of the sandbox's;
         # where the kernel won't have a fresh one (nested containers), the host's is bound.
         self._add(m.Filesystem("proc", _SECURE) if spec.fresh_proc else m.Tree("/proc", _SECURE), "/proc")
-        self._add(m.Filesystem("sysfs", _SECURE | m.RDONLY) if spec.fresh_sys else m.Tree("/sys", _SECURE | m.RDONLY), "/sys")
+        self._add(
+            m.Filesystem("sysfs", _SECURE | m.RDONLY) if spec.fresh_sys else m.Tree("/sys", _SECURE | m.RDONLY), "/sys"
+        )
         self._add(m.Filesystem("tmpfs", m.NOSUID | m.NOEXEC, {"mode": "755", "size": "64k"}), "/dev")
         self._in_dev = len(self._pairs)
-        self._add(m.Filesystem("devpts", m.NOSUID | m.NOEXEC, {"newinstance": "", "ptmxmode": "0666", "mode": "0620"}), "/dev/pts")
+        self._add(
+            m.Filesystem("devpts", m.NOSUID | m.NOEXEC, {"newinstance": "", "ptmxmode": "0666", "mode": "0620"}),
+            "/dev/pts",
+        )
         self._add(m.Filesystem("tmpfs", _SECURE, {"mode": "1777", "size": str(spec.shm_size)}), "/dev/shm")
         if "ipc" in spec.namespaces:
             self._add(m.Filesystem("mqueue", _SECURE), "/dev/mqueue")
@@ -161,7 +166,9 @@ class _Sources:
     def placed(self) -> list[Step]:
         """Return the steps that put them where they belong; /dev is filled before anything goes into it."""
         # /proc, /sys and /dev must be what they say: a link there would put the masks somewhere else.
-        attached: list[Step] = [m.Attach(source, target, strict=place < self._in_dev) for place, (source, target) in enumerate(self._pairs)]
+        attached: list[Step] = [
+            m.Attach(source, target, strict=place < self._in_dev) for place, (source, target) in enumerate(self._pairs)
+        ]
         return [*attached[: self._in_dev], m.PopulateDev(self._devices), *attached[self._in_dev :]]
 
 
@@ -194,7 +201,10 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None) -> list[Step]:
     filtered = [p.LoadFilter(spec.filter_name, spec.filter)] if spec.filter else []
     # Without no_new_privs a filter needs CAP_SYS_ADMIN, which the next steps take away.
     steps += [p.NoNewPrivileges()] if spec.no_new_privileges else filtered
-    steps += [p.BoundCapabilities(spec.capabilities), p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None)]
+    steps += [
+        p.BoundCapabilities(spec.capabilities),
+        p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
+    ]
     steps += [p.SetCapabilities(spec.capabilities), p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
     return [*steps, p.Exec(spec.argv, spec.env)]

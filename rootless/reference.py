@@ -99,7 +99,9 @@ def check_digest(digest: str, text: str = "") -> str:
         if char not in _HEX:
             raise _bad(whole, place, f"{char!r} is not a lower-case hex digit")
     if len(encoded) != _DIGEST_LENGTH[algorithm]:
-        raise _bad(whole, len(whole), f"a {algorithm} digest has {_DIGEST_LENGTH[algorithm]} hex digits, not {len(encoded)}")
+        raise _bad(
+            whole, len(whole), f"a {algorithm} digest has {_DIGEST_LENGTH[algorithm]} hex digits, not {len(encoded)}"
+        )
     return digest
 
 
@@ -109,7 +111,9 @@ def _check_tag(tag: str, offset: int, text: str) -> None:
         raise _bad(text, offset, "the tag is empty")
     for place, char in enumerate(tag):
         if char not in _WORD and (place == 0 or char not in ".-"):
-            raise _bad(text, offset + place, f"{char!r} cannot stand in a tag" + (" at its start" if place == 0 else ""))
+            raise _bad(
+                text, offset + place, f"{char!r} cannot stand in a tag" + (" at its start" if place == 0 else "")
+            )
     if len(tag) > 128:
         raise _bad(text, offset + 128, "a tag has at most 128 characters")
 
@@ -167,7 +171,11 @@ def _check_part(part: str, offset: int, text: str) -> None:
             continue
         separator += char
         if char not in "._-":
-            raise _bad(text, offset + place, f"{char!r} cannot stand in a name" + (", names are lower case" if char.isupper() else ""))
+            raise _bad(
+                text,
+                offset + place,
+                f"{char!r} cannot stand in a name" + (", names are lower case" if char.isupper() else ""),
+            )
         if place == 0 or not (separator in (".", "_", "__") or not separator.strip("-")):
             raise _bad(text, offset + place, f"{char!r} cannot stand there in a name")
     if separator:

@@ -26,7 +26,7 @@ class Value:
             raise TypeError(f"{type(self).__name__} has no field {', '.join(fields)}")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.fields() == other.fields()  # type: ignore[attr-defined]
+        return isinstance(other, Value) and type(self) is type(other) and self.fields() == other.fields()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.fields().items())})"
@@ -37,7 +37,7 @@ class Value:
 
 
 class IdMapping(Value):
-    """`size` consecutive ids: from `container_id` on inside are those from `host_id` on outside (user_namespaces(7))."""
+    """`size` consecutive ids: from `container_id` on inside are `host_id` and up outside: user_namespaces(7)."""
 
     container_id: int
     host_id: int
@@ -47,7 +47,7 @@ class IdMapping(Value):
 
 
 class IdMap(Value):
-    """The ids of a sandbox. `mode` is auto, single or keep; `uids` and `gids` are in the order in which they are written.
+    """The ids of a sandbox. `mode` is auto, single or keep; `uids` and `gids` are in the order of writing.
 
     A *single* map holds one id, the caller's: every file belongs to it, and chown is only pretended.
     """
@@ -123,7 +123,7 @@ class SandboxSpec(Value):
 
     name            of the sandbox, and of its folder
     folder          absolute path of that folder, which gets upper, work and root
-    idmap           the ids; nested_users tells whether the sandbox gets a user namespace of its own inside the mapped one
+    idmap           the ids; nested_users: the sandbox has a user namespace of its own inside the mapped one
     namespaces      names that are made anew; the others are shared with the host
     clock_offsets   clock → seconds, with a time namespace of its own
     hostname        empty keeps the host's

@@ -13,48 +13,49 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 # ── the bridge ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Long(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Pointer(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """A machine word: takes int, bytes, None and buffers alike, and never truncates an int to 32 bits."""
 
     _type_ = "P"
 
 
-class _Byte(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
-class _Function(_ctypes.CFuncPtr):  # type: ignore[name-defined,misc]
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
     _argtypes_ = (_Pointer,) * 7
 
 
-class _PythonFunction(_ctypes.CFuncPtr):  # type: ignore[name-defined,misc]
+class _PythonFunction(_ctypes.CFuncPtr):
     """A function of the interpreter's own: called with the global lock held."""
 
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
     _restype_ = None
     _argtypes_ = ()
 
 
-class _SystemCall(_PythonFunction):
+class _LockedCall(_ctypes.CFuncPtr):
     """syscall(2) with the global lock held: between fork and PyOS_AfterFork_Child no lock may change hands."""
 
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
     _argtypes_ = (_Pointer,) * 7
 
 
-_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[attr-defined]
-_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))  # type: ignore[attr-defined]
+_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
 
 MACHINE = os.uname().machine
 
@@ -83,7 +84,7 @@ AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 
 
-def _call(name: str, *args: int | bytes | None | object) -> int:
+def _call(name: str, *args: int | bytes | object | None) -> int:
     """Make the system call `name`; raise OSError with its errno when it fails."""
     try:
         number = _NR[name]
@@ -91,35 +92,35 @@ def _call(name: str, *args: int | bytes | None | object) -> int:
         raise OSError(38, f"{name} on {MACHINE}: not supported") from None  # ENOSYS
     result = _syscall(number, *args, *(0,) * (6 - len(args)))
     if result == -1:
-        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+        errno = _ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return int(result)
 
 
 def _libc(name: str, *args: int | bytes | object) -> int:
     """Call the C library's `name`, for calls whose numbers differ between architectures too much to list."""
-    function = _Function(_ctypes.dlsym(_LIBC, name))  # type: ignore[attr-defined]
+    function = _Function(_ctypes.dlsym(_LIBC, name))
     result = function(*args, *(0,) * (7 - len(args)))
     # an int in a long's register: the upper half is not the callee's to set
     if result & 0xFFFFFFFF == 0xFFFFFFFF:
-        errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+        errno = _ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return int(result & 0xFFFFFFFF)
 
 
-def _buffer(size: int) -> object:
+def _buffer(size: int) -> Any:
     """Return `size` bytes of zeroed memory that a call may write to; bytes() reads them."""
-    return (_Byte * size)()  # type: ignore[operator]
+    return (_Byte * size)()
 
 
-def _filled(raw: bytes) -> object:
+def _filled(raw: bytes) -> Any:
     """Return memory of our own that holds a copy of `raw`, for structures that point at one another."""
-    return (_Byte * len(raw)).from_buffer_copy(raw)  # type: ignore[operator]
+    return (_Byte * len(raw)).from_buffer_copy(raw)
 
 
-def _address(buffer: object) -> int:
+def _address(buffer: Any) -> int:
     """Return where `buffer` is; it must be kept alive as long as the address is used."""
-    return int(_ctypes.addressof(buffer))  # type: ignore[attr-defined]
+    return int(_ctypes.addressof(buffer))
 
 
 def _words(*values: int) -> bytes:
@@ -154,7 +155,7 @@ def unshare(flags: int) -> None:
         os.unshare(flags)
         return
     try:
-        import unshare as binding  # type: ignore[import-not-found]
+        import unshare as binding
 
         binding.unshare(flags)
     except (ImportError, RuntimeError):
@@ -187,17 +188,17 @@ def fork_into(flags: int) -> int:
     if pid == 0:
         _after_fork_child()
         return 0
-    errno = _ctypes.get_errno()  # type: ignore[attr-defined]
+    errno = _ctypes.get_errno()
     _after_fork_parent()
     if pid == -1:
         raise OSError(errno, os.strerror(errno))
     return int(pid)
 
 
-_locked_syscall = _SystemCall(_ctypes.dlsym(_LIBC, "syscall"))  # type: ignore[attr-defined]
-_before_fork = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_BeforeFork"))  # type: ignore[attr-defined]
-_after_fork_parent = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Parent"))  # type: ignore[attr-defined]
-_after_fork_child = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Child"))  # type: ignore[attr-defined]
+_locked_syscall = _LockedCall(_ctypes.dlsym(_LIBC, "syscall"))
+_before_fork = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_BeforeFork"))
+_after_fork_parent = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Parent"))
+_after_fork_child = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Child"))
 
 
 def sethostname(name: str) -> None:
@@ -292,7 +293,7 @@ def mount_id(fd: int) -> int:
     """Return the id of the mount that `fd` is on, as in /proc/PID/mountinfo: statx(2) (Linux 5.8)."""
     result = _buffer(256)
     _call("statx", fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, result)
-    return int.from_bytes(bytes(result)[144:152], sys.byteorder)  # type: ignore[call-overload]
+    return int.from_bytes(bytes(result)[144:152], sys.byteorder)
 
 
 # ── privileges: prctl(2), capset(2), seccomp(2), prlimit(2), keyctl(2) ────────────────────────────────────────────────
@@ -325,7 +326,7 @@ def permitted_capabilities() -> int:
     header = _filled(_CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4))
     data = _buffer(24)
     _call("capget", header, data)
-    raw = bytes(data)  # type: ignore[call-overload]
+    raw = bytes(data)
     return int.from_bytes(raw[4:8], sys.byteorder) | int.from_bytes(raw[16:20], sys.byteorder) << 32
 
 
@@ -409,7 +410,7 @@ def socketpair() -> tuple[int, int]:
     """Return two connected unix stream sockets as descriptors, close-on-exec."""
     pair = _buffer(8)
     _libc("socketpair", 1, 1 | os.O_CLOEXEC, 0, pair)  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
-    raw = bytes(pair)  # type: ignore[call-overload]
+    raw = bytes(pair)
     return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:], sys.byteorder)
 
 
@@ -423,13 +424,13 @@ def send_fd(sock: int, fd: int) -> None:
 
 
 def receive_fd(sock: int) -> int | None:
-    """Return the descriptor that comes over the unix socket `sock`, or None when the other end is closed: recvmsg(2)."""
+    """Return the descriptor that comes over the unix socket `sock`, or None at the other's end of file: recvmsg(2)."""
     data, control = _buffer(1), _buffer(24)
     vector = _filled(_words(_address(data), 1))
     header = _filled(_words(0, 0, _address(vector), 1, _address(control), 24, 0))
     if _call("recvmsg", sock, header, MSG_CMSG_CLOEXEC) == 0:
         return None
-    return int.from_bytes(bytes(control)[16:20], sys.byteorder)  # type: ignore[call-overload]
+    return int.from_bytes(bytes(control)[16:20], sys.byteorder)
 
 
 # ── the loopback interface: netdevice(7) ──────────────────────────────────────────────────────────────────────────────
@@ -456,4 +457,4 @@ def wipe(start: int, end: int) -> None:
     _MEMSET(start, 0, end - start, 0, 0, 0, 0)
 
 
-_MEMSET = _Function(_ctypes.dlsym(_LIBC, "memset"))  # type: ignore[attr-defined]
+_MEMSET = _Function(_ctypes.dlsym(_LIBC, "memset"))

@@ -30,7 +30,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         widths = [max(len(row[column]) for row in [list(head), *cells]) for column in range(len(head))]
         for row in [list(head), *cells]:
-            sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+            sys.stdout.write(
+                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
+            )
         return
     from rich import box
     from rich.console import Console

@@ -21,13 +21,17 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-Names = Annotated[list[str], typer.Argument(metavar="SANDBOX...", help="names, ids, or the start of ids", show_default=False)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="SANDBOX...", help="names, ids, or the start of ids", show_default=False)
+]
 
 
 def ps(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print ids only")] = False,
-    all: Annotated[bool, typer.Option("--all", "-a", help="accepted for docker's sake: nothing stays of what ended")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", "-a", help="accepted for docker's sake: nothing stays of what ended")
+    ] = False,
 ) -> None:
     """List the sandboxes that run."""
     records = state.running()
@@ -36,9 +40,7 @@ def ps(
     elif json:
         output.json([_summary(record) for record in records])
     else:
-        rows = [(r["id"], r["name"] if r["name"] != r["id"] else "", r["image"], shlex.join(r["command"]), _age(r["created"]), str(r["pid"]))
-                for r in records]  # fmt: skip
-        output.table(("ID", "NAME", "IMAGE", "COMMAND", "UP", "PID"), rows)
+        output.table(("ID", "NAME", "IMAGE", "COMMAND", "UP", "PID"), [_row(record) for record in records])
 
 
 def kill(
@@ -81,7 +83,13 @@ def _inspect(name: str) -> dict[str, Any]:
             raise
     from rootless.cli import images
 
-    return images.details(name)
+    return dict(images.details(name))
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    name = record["name"] if record["name"] != record["id"] else ""
+    command = shlex.join(record["command"])
+    return record["id"], name, record["image"], command, _age(record["created"]), str(record["pid"])
 
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +107,11 @@ def _details(record: dict[str, Any]) -> dict[str, Any]:
         "user": wanted.user,
         "workdir": wanted.workdir,
         "environment": [f"{_text(name)}={_text(value)}" for name, value in wanted.env.items()],
-        "idmap": {"mode": wanted.idmap.mode, "uids": [m.fields() for m in wanted.idmap.uids], "gids": [m.fields() for m in wanted.idmap.gids]},
+        "idmap": {
+            "mode": wanted.idmap.mode,
+            "uids": [m.fields() for m in wanted.idmap.uids],
+            "gids": [m.fields() for m in wanted.idmap.gids],
+        },
         "namespaces": ["user", *wanted.namespaces],
         "network": wanted.network,
         "rootfs": {**wanted.rootfs.fields(), "folder": wanted.folder},
