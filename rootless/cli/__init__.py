@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-GROUPS = ("hot", "sandboxes")
+GROUPS = ("hot", "sandboxes", "images")
 
 app = typer.Typer(
     name="sbx",

@@ -34,7 +34,6 @@ from rootless.spec import IdMap
 INPUT = 256 << 10  #: bytes that are asked of a source at once
 _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
-_OPAQUE_BOTTOM = "opaque"
 
 Open = Callable[[int], Read]  #: from which byte on → read(n), which gives 1 to n bytes, none at the end
 Progress = Callable[[int], None]  #: is told how many compressed bytes have come so far
@@ -56,7 +55,11 @@ class LayerInfo:
 def layer_key(diff_id: str, idmap: IdMap) -> str:
     """Return the name below layers/ of the layer `diff_id` unpacked for `idmap`: 22 characters, since the names of all
     layers must fit the one page of options that mount(2) takes."""
-    digest = hashlib.sha256(f"{diff_id} {idmap.key}".encode()).digest()
+    return _key(diff_id, idmap.key)
+
+
+def _key(diff_id: str, map_key: str) -> str:
+    digest = hashlib.sha256(f"{diff_id} {map_key}".encode()).digest()
     return base64.b32encode(digest).decode("ascii").lower()[:22]
 
 
@@ -386,22 +389,26 @@ def read_meta(key: str) -> dict[str, Any] | None:
     A layer is not fsynced: that would take longer than unpacking. So after a reboot its files are counted once, and
     if none is missing or short, what is on the disk is what there was.
     """
-    try:
-        with open(layout.path("layers", key, "meta"), "rb") as file:
-            meta = marshal.loads(file.read())
-        if not isinstance(meta, dict) or layer_key_of(meta) != key:
-            return None
-    except (OSError, EOFError, ValueError, TypeError, KeyError):
-        return None
-    if meta["boot"] and meta["boot"] != store.boot_id():
+    meta = peek_meta(key)
+    if meta and meta["boot"] and meta["boot"] != store.boot_id():
         return _recheck(key, meta)
     return meta
 
 
-def layer_key_of(meta: dict[str, Any]) -> str:
-    """Return the key that a layer with this meta has."""
-    digest = hashlib.sha256(f"{meta['diff_id']} {meta['idmap']}".encode()).digest()
-    return base64.b32encode(digest).decode("ascii").lower()[:22]
+def peek_meta(key: str) -> dict[str, Any] | None:
+    """Return the meta of the unpacked layer `key` as it is written, or None when there is none that fits."""
+    try:
+        with open(layout.path("layers", key, "meta"), "rb") as file:
+            meta = marshal.loads(file.read())
+        if isinstance(meta, dict) and _key_of(meta) == key and meta["size"] >= 0 and isinstance(meta["boot"], str):
+            return meta
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
+        pass
+    return None
+
+
+def _key_of(meta: dict[str, Any]) -> str:
+    return _key(meta["diff_id"], meta["idmap"])
 
 
 def _recheck(key: str, meta: dict[str, Any]) -> dict[str, Any] | None:
@@ -432,7 +439,7 @@ def count_files(key: str) -> tuple[int, int]:
 
         result = os.memfd_create("count", os.MFD_CLOEXEC)
         try:
-            inside.call(idmap.for_caller()[0], lambda: _tell(result, _count("/")) and None, root=folder)
+            inside.call(idmap.for_caller()[0], lambda: _tell(result, _count("/")), root=folder)
             files, size = marshal.loads(os.pread(result, 100, 0))
         finally:
             os.close(result)
@@ -447,8 +454,8 @@ def _count(folder: str) -> tuple[int, int]:
         os.close(fd)
 
 
-def _tell(fd: int, value: object) -> int:
-    return os.write(fd, marshal.dumps(value, 4))
+def _tell(fd: int, value: object) -> None:
+    os.write(fd, marshal.dumps(value, 4))
 
 
 def layer_keys() -> list[str]:
