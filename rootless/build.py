@@ -55,7 +55,8 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
         namespaces=_namespaces(request), clock_offsets=_clock_offsets(request),
         devices=[_device(device) for device in request.device],
-        argv=_argv(request, image), env=_environment(request, image, hostname),
+        argv=_argv(request, image), otherwise=b"sh" if request.command == "shell" else b"",
+        env=_environment(request, image, hostname),
         workdir=_inside(workdir, "working directory"),
         user=_check_user(user, "user"), group=_check_user(group, "group"), hostname=hostname,
         limits=_limits(request.ulimit), umask=_umask(request.umask), oom_score=request.oom_score_adj or 0,
@@ -369,24 +370,23 @@ def _clock_offsets(request: Request) -> dict[str, int]:
 def _protect(spec: SandboxSpec, request: Request) -> None:
     """Fill in the protections, less what the request widens."""
     nested = request.nested or request.privileged
+    # A nested sandbox wants a fresh /proc, which the kernel refuses where parts of this one are hidden. But root inside
+    # that is root outside could write to /proc/sys.
+    bare = nested and os.geteuid() != 0
     spec.capabilities = capabilities.EVERY if request.privileged else capabilities.adjust(
-        capabilities.EVERY if request.nested else capabilities.DEFAULT, request.cap_add, request.cap_drop)  # fmt: skip
+        capabilities.DEFAULT, request.cap_add, request.cap_drop)  # fmt: skip
     spec.no_new_privileges = not (request.allow_new_privs or request.privileged)
     if request.setgroups not in ("", "fake", "allow", "deny"):
         raise SbxError(
             "setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny"
         )
     spec.deny_groups = request.setgroups != "allow"
-    unmask = list(DEFAULT_HIDDEN) if "ALL" in request.unmask or request.privileged else request.unmask
-    unmask = [_inside(path, "--unmask") for path in unmask]
-    spec.masked = [path for path in MASKED if path not in unmask]
-    # a nested sandbox must be able to mount a fresh /proc, which the kernel refuses where parts of this one are hidden
-    spec.masked = [] if nested else spec.masked
-    spec.read_only = [] if nested else [path for path in READ_ONLY if path not in unmask]
+    unmask = (
+        [*MASKED, *READ_ONLY] if "ALL" in request.unmask else [_inside(path, "--unmask") for path in request.unmask]
+    )
+    spec.masked = [] if bare else [path for path in MASKED if path not in unmask]
+    spec.read_only = [] if bare else [path for path in READ_ONLY if path not in unmask]
     spec.sysctls = _sysctls(request, spec, nested)
-
-
-DEFAULT_HIDDEN = [*MASKED, *READ_ONLY]
 
 
 def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str]:
@@ -395,7 +395,7 @@ def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str
         # ping without CAP_NET_RAW, for all groups that there are
         last = max(m.container_id + m.size - 1 for m in spec.idmap.gids)
         sysctls["net.ipv4.ping_group_range"] = f"0 {last}"
-    if not nested and spec.nested_users:
+    if not nested:
         sysctls["user.max_user_namespaces"] = "0"
     for text in request.sysctl:
         name, equals, value = text.partition("=")

@@ -121,24 +121,30 @@ def for_caller(mode: str = "") -> tuple[IdMap, str]:
     """Return the caller's IdMap for `mode` (auto, single, keep; empty is auto, or single where auto can't be), and a
     notice for the user, empty if there is none.
 
-    Raises SbxError ``subids-missing`` or ``subids-invalid`` when `mode` was asked for and can't be had.
+    Without subordinate ids, *keep* is a map of one id too: the caller's, as itself. Raises SbxError ``subids-missing``
+    or ``subids-invalid`` when *auto* was asked for and can't be had, ``idmap-unknown`` for another word.
     """
     uid, gid = os.geteuid(), os.getegid()
+    if mode not in ("", "auto", "single", "keep"):
+        raise SbxError("idmap-unknown", f"choose id map {printable(mode)!r}: there are auto, single and keep")
     if mode == "single":
-        return _single(uid, gid), ""
+        return _single(0, 0), ""
     try:
         uid_ranges, gid_ranges = _available(uid, gid)
     except SbxError as error:
-        if mode:
+        if mode == "auto":
             raise
-        return _single(uid, gid), f"{error.message}; only your own id is mapped (--idmap single)"
+        notice = f"{error.message}; only your own id is mapped"
+        return (_single(uid, gid) if mode == "keep" else _single(0, 0)), notice
     if mode == "keep":
         return IdMap(mode="keep", uids=keep(uid, uid_ranges), gids=keep(gid, gid_ranges)), ""
     return IdMap(mode="auto", uids=auto(uid, uid_ranges), gids=auto(gid, gid_ranges)), ""
 
 
 def _single(uid: int, gid: int) -> IdMap:
-    return IdMap(mode="single", uids=auto(uid, ()), gids=auto(gid, ()))
+    """Return the map of the caller's own ids alone, as `uid` and `gid` inside."""
+    users = IdMapping(container_id=uid, host_id=os.geteuid(), size=1)
+    return IdMap(mode="single", uids=[users], gids=[IdMapping(container_id=gid, host_id=os.getegid(), size=1)])
 
 
 def _available(uid: int, gid: int) -> tuple[list[Range], list[Range]]:

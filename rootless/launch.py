@@ -26,6 +26,8 @@ from rootless.terminal import SavedMode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from rootless.parent import Sandbox
     from rootless.spec import IdMap, Image, SandboxSpec
     from rootless.state import Folder
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
 
 def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
-    # What the caller left open is for nobody but the command, and for that only where it was asked for.
-    syscalls.close_on_exec_from(3)
+    _prepare_process()
     ids, notice = idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
     say(notice)
     image = find_image(request, ids)
@@ -60,7 +61,7 @@ def run(request: Request) -> int:
 
 def execute(request: Request) -> int:
     """Run one more command in a running sandbox and return its exit status. Raises SbxError when it never ran."""
-    syscalls.close_on_exec_from(3)
+    _prepare_process()
     record = state.find(request.subject)
     wanted = build.command_in(request, spec.unpack(record["spec"]))
     mode = _choose_terminal(request, wanted)
@@ -70,6 +71,17 @@ def execute(request: Request) -> int:
         if fd >= 0:
             os.close(fd)
     return _serve(sandbox, wanted, mode)
+
+
+def _prepare_process() -> None:
+    """Make this process one that a sandbox can be started from, whatever the caller left it with."""
+    os.umask(0o077)  # what we write is nobody else's business
+    # The lowest free numbers go to the next descriptors: without this a pipe of ours would be taken for stdin.
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
+        pass
+    os.close(fd)
+    # What the caller left open is for nobody but the command, and for that only where it was asked for.
+    syscalls.close_on_exec_from(3)
 
 
 # ── the parts of run ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,16 +200,17 @@ def _serve(
     return sandbox.wait(timeout, 10.0 if stop is None else stop, mode)
 
 
-def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, object]:
+def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, Any]:
     return {
         "name": wanted.name, "id": wanted.id, "image": wanted.image, "created": time.time(),
         "command": [os.fsdecode(word) for word in wanted.argv], "pid": sandbox.pid,
         "start_time": state.start_time(sandbox.pid), "parent": os.getpid(),
+        "parent_start_time": state.start_time(os.getpid()),
         "namespaces": dict(sandbox.namespaces), "spec": spec.pack(wanted),
     }  # fmt: skip
 
 
-def _open_namespaces(record: dict[str, object]) -> tuple[int, dict[str, int]]:
+def _open_namespaces(record: dict[str, Any]) -> tuple[int, dict[str, int]]:
     """Return the sandbox's outer user namespace (-1 where there is none) and its own ones, as open descriptors.
 
     They are reached through its parent, which holds them: pid 1 is hidden, even from us.
@@ -208,10 +221,13 @@ def _open_namespaces(record: dict[str, object]) -> tuple[int, dict[str, int]]:
     joined: dict[str, int] = {}
     try:
         for name in state.namespaces_in_order(names):
-            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)  # type: ignore[index]
+            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, KeyError):
         raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended") from None
-    os.close(state.open_process(record))  # it still runs: what we hold are its namespaces
+    # Both still run, so what was opened are this sandbox's namespaces and not those of whoever got its number.
+    os.close(state.open_process(record))
+    if state.start_time(record["parent"]) != record["parent_start_time"]:
+        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended")
     return (syscalls.parent_namespace(joined["user"]) if wanted.nested_users else -1), joined
 
 

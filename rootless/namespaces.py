@@ -50,10 +50,14 @@ class Unshare(Step):
         try:
             syscalls.unshare(flags(self.names))
         except OSError as error:
-            if error.errno == 28:  # ENOSPC is the kernel's word for a limit, and no disk is full
-                raise SbxError("namespace-limit", "the limit on namespaces is reached",
-                               "raise the sysctls user.max_*_namespaces") from None  # fmt: skip
-            raise
+            raise translated(error, self.describe()) from None
+
+
+def translated(error: OSError, act: str) -> OSError | SbxError:
+    """Return what to raise for `error` from making namespaces: ENOSPC is a limit there, and no disk is full."""
+    if error.errno != 28:
+        return error
+    return SbxError("namespace-limit", f"{act}: the limit on namespaces is reached")
 
 
 class Join(Step):

@@ -24,7 +24,7 @@ import select
 import time
 
 from rootless import child, syscalls
-from rootless.errors import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError
+from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, exit_code
@@ -156,15 +156,14 @@ class Sandbox:
         """Return the error for the child's report."""
         fields = said.decode("utf-8", "surrogateescape").split("\0")
         index, errno, code, message, hint = int(fields[1]), int(fields[2]), *fields[3:6]
+        if index < 0:
+            return SbxError("supervisor-failed", f"start pid 1: {message}", hint)
         step = self._plan.inside[index]
-        status = 125
-        if isinstance(step, Exec):
-            status = {ENOENT: NOT_FOUND, EACCES: NOT_EXECUTABLE, ENOEXEC: NOT_EXECUTABLE}.get(errno, status)
         if code == child.INTERNAL:
             message = f"{step.describe()}: {message}"
         if code:
-            return SbxError(code, message, hint, status)
-        return StepError(step.describe(), errno, message, hint, status, index)
+            return SbxError(code, message, hint, _status(step, errno))
+        return StepError(step.describe(), errno, message, hint, _status(step, errno), index)
 
     # ── running ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,6 +294,46 @@ def start(
         sandbox.end()
         raise
     return sandbox
+
+
+def _status(step: Step, errno: int) -> int:
+    """Return the exit status for a failure of `step`, as a shell's for a command that it could not run."""
+    if not isinstance(step, Exec):
+        return FAILED
+    return {ENOENT: NOT_FOUND, EACCES: NOT_EXECUTABLE, ENOEXEC: NOT_EXECUTABLE}.get(errno, FAILED)
+
+
+def become(plan: Plan) -> None:
+    """Walk `plan` in this very process, which so becomes the plan's last step, a command; never returns.
+
+    For a command that belongs to the caller's terminal: process id, process group, signals and exit status are its own
+    and nothing has to be passed on. A child does the outside steps and has ended when the command begins; where they
+    fail, SbxError is raised in that child, to be told outside, and this process ends with 125 after it. Where a step of
+    the inside fails, SbxError (or StepError) is raised here.
+    """
+    status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
+    go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        os.close(status_writer)
+        os.close(go_reader)
+        if os.read(status_reader, 16) == b"ready\n":
+            for act in plan.before_go:
+                act.execute(pid)
+            os.write(go_writer, b".")
+        os._exit(0)
+    os.close(status_reader)
+    os.close(go_writer)
+    inside = Child(status_writer, go_reader)
+    for index, step in enumerate(plan.inside):
+        if step is plan.inside[-1]:
+            os.waitpid(helper, 0)  # a command does not expect children that it never had
+        try:
+            step.execute(inside)
+        except OSError as error:
+            number, cause = error.errno or 0, error.strerror or str(error)
+            raise StepError(step.describe(), number, cause, status=_status(step, number), index=index) from None
 
 
 def call_inside(idmap: IdMap, function: Callable[[], None], root: str | None = None, landlock: bool = True) -> None:

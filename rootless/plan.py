@@ -36,7 +36,7 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
     # Pid 1 is made in all namespaces with one clone(2), so that the sandbox's user namespace owns the others.
     pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users else None, spec.deny_groups)
     pid_1.remove = [spec.folder]
-    plan.inside.append(pid_1)
+    plan.inside += [pid_1, p.SetUmask(0)]
     plan.attach = network.steps(spec.network)
 
     # The host's files are opened while they can still be named; the root is switched; then everything finds its place
@@ -61,12 +61,10 @@ def for_exec(spec: SandboxSpec, outer: int, joined: dict[str, int]) -> Plan:
     """
     plan = Plan()
     terminal = OpenTerminal(console=False) if spec.terminal else None
-    # Hidden before the first of the sandbox's processes could see us. The outer user namespace is where the caller's
-    # groups can still be dropped.
-    plan.inside = [x.HideMemory(b"sbx-exec")]
-    if "user" in joined:
-        plan.inside += [n.Join("user", outer), x.BecomeRoot(drop_groups=spec.nested_users)] if outer >= 0 else []
-        plan.inside += [n.Join("user", joined["user"])]
+    # The outer user namespace is where the caller's groups can still be dropped. Memory is hidden after that (becoming
+    # root makes it visible) and before the first namespace whose processes might look.
+    plan.inside = [n.Join("user", outer), x.BecomeRoot(spec.idmap)] if outer >= 0 else []
+    plan.inside += [x.HideMemory(b"sbx-exec"), n.Join("user", joined["user"])]
     plan.inside += [n.Join(name, fd) for name, fd in joined.items() if name != "user"]
     # The pid namespace is for children, so the command is one; this process stays to see it end.
     plan.inside += [x.StartProcess([]), x.AwaitAttached()]
@@ -92,7 +90,7 @@ def for_look_around(idmap: IdMap, command: p.Exec) -> Plan:
     plan = Plan()
     plan.before_go = [WriteMaps(idmap)]
     plan.inside = [*_user_namespace(idmap), n.Unshare("mnt"), m.StopPropagation()]
-    plan.inside += [x.StartProcess([]), x.AwaitAttached(), p.OrdinarySignals(), command]
+    plan.inside += [p.OrdinarySignals(), p.CloseDescriptors([]), command]
     return plan
 
 
@@ -100,8 +98,7 @@ def for_look_around(idmap: IdMap, command: p.Exec) -> Plan:
 
 
 def _user_namespace(idmap: IdMap) -> list[Step]:
-    # With a single id, setgroups(2) had to be denied before the map could be written: groups can't be dropped then.
-    return [n.Unshare("user"), x.Ready(), x.BecomeRoot(drop_groups=idmap.mode != "single")]
+    return [n.Unshare("user"), x.Ready(), x.BecomeRoot(idmap)]
 
 
 def _own(spec: SandboxSpec) -> list[str]:
@@ -207,4 +204,4 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None) -> list[Step]:
     ]
     steps += [p.SetCapabilities(spec.capabilities), p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
-    return [*steps, p.Exec(spec.argv, spec.env)]
+    return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise)]

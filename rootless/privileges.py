@@ -335,22 +335,31 @@ class CloseDescriptors(Step):
 
 
 class Exec(Step):
-    """Become the command: execve(2), with PATH searched in the sandbox as execvp(3) does.
+    """Become the command, or `otherwise` where there is none of that name: execve(2), PATH searched as by execvp(3).
 
     By hand: os.execvp imports modules on its first use, and after the switch of root nothing may be imported.
     """
 
-    __slots__ = ("argv", "env")
+    __slots__ = ("argv", "env", "otherwise")
 
-    def __init__(self, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    def __init__(self, argv: list[bytes], env: dict[bytes, bytes], otherwise: bytes = b"") -> None:
         self.argv = argv
         self.env = env
+        self.otherwise = otherwise
 
     def describe(self) -> str:
-        return f"execute {self.argv[0].decode('utf-8', 'backslashreplace')}"
+        words = self.argv[0] + (b" or else " + self.otherwise if self.otherwise else b"")
+        return f"execute {words.decode('utf-8', 'backslashreplace')}"
 
     def execute(self, child: Child) -> None:
-        name = self.argv[0]
+        try:
+            self._become(self.argv[0])
+        except FileNotFoundError:
+            if not self.otherwise:
+                raise
+            self._become(self.otherwise)
+
+    def _become(self, name: bytes) -> None:
         if b"/" in name:
             os.execve(name, self.argv, self.env)
         refused: OSError | None = None

@@ -19,7 +19,7 @@ import select
 
 from rootless import syscalls, trees
 from rootless.errors import FAILED, SIGNALLED, SbxError
-from rootless.idmap import repeat, text, write
+from rootless.idmap import covers, repeat, text, write
 from rootless.namespaces import flags
 from rootless.steps import Child, Step
 
@@ -69,17 +69,24 @@ class AwaitAttached(Step):
 
 
 class BecomeRoot(Step):
-    """Become root of the user namespace, and drop the caller's supplementary groups where that is allowed."""
+    """Become root of the user namespace, and drop the caller's supplementary groups.
 
-    __slots__ = ("drop_groups",)
+    With a single id mapped there are none to drop: setgroups(2) had to be denied before the map could be written. And
+    where that id is not 0 there is no root; all capabilities over the namespace are ours without being it.
+    """
 
-    def __init__(self, drop_groups: bool) -> None:
-        self.drop_groups = drop_groups
+    __slots__ = ("drop_groups", "has_root")
+
+    def __init__(self, idmap: IdMap) -> None:
+        self.drop_groups = idmap.mode != "single"
+        self.has_root = covers(idmap.uids, 0) and covers(idmap.gids, 0)
 
     def describe(self) -> str:
         return "become root" + (" and drop supplementary groups" if self.drop_groups else "")
 
     def execute(self, child: Child) -> None:
+        if not self.has_root:
+            return
         os.setresgid(0, 0, 0)
         if self.drop_groups:
             os.setgroups([])
@@ -135,7 +142,8 @@ class StartProcess(Step):
             os.write(child.status, b"pid %d\n" % pid)
             os.write(holds, b".")
         except OSError as error:
-            os.write(child.status, b"failed\0%d\0%d\0\0%s\0" % (-1, error.errno or 0, b"write the inner id map"))
+            said = f"failed\0-1\0{error.errno}\0\0write the inner id map: {error.strerror}\0"
+            os.write(child.status, said.encode())
             os.kill(pid, SIGKILL)
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()

@@ -131,7 +131,7 @@ class SandboxSpec(Value):
     fresh           of proc and sysfs: whether a new one can be mounted, else the host's is bound
     files           path inside → text: /etc/hosts, /etc/resolv.conf, /etc/hostname
     devices         absolute paths of further device nodes of the host
-    argv, env       of the command, in bytes as they will be passed
+    argv, env       of the command, in bytes as they will be passed; `otherwise` is tried if there is no argv[0]
     workdir         absolute path inside
     user, group     name or number, looked up inside
     limits          resource limits: name → (soft, hard)
@@ -163,6 +163,7 @@ class SandboxSpec(Value):
     devices: list[str]
     shm_size: int
     argv: list[bytes]
+    otherwise: bytes
     env: dict[bytes, bytes]
     workdir: str
     user: str
@@ -185,7 +186,7 @@ class SandboxSpec(Value):
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
         "namespaces": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
-        "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {}, "oom_score": 0,
+        "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {}, "oom_score": 0,
         "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"", "keyring": True, "sysctls": {},
         "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": "none",
     }  # fmt: skip

@@ -13,11 +13,13 @@ import sys
 import termios
 
 from rootless import syscalls
+from rootless.errors import SbxError
 from rootless.steps import Child, Step
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 _TIOCGPTN = 0x80045430
+_PTMX = os.makedev(5, 2)
 _CHUNK = 65536
 
 
@@ -37,8 +39,10 @@ class OpenTerminal(Step):
         return "open a terminal" + (" and bind it on /dev/console" if self.console else "")
 
     def execute(self, child: Child) -> None:
-        # O_NOFOLLOW: our own devpts; but this step is also taken in a sandbox that has been running for a while
-        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # It is our own devpts; but this step is also taken in a sandbox that has been running for a while.
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if os.fstat(master).st_rdev != _PTMX:
+            raise SbxError("device-wrong", "open a terminal: /dev/pts/ptmx is not the device of that name")
         fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
         # by descriptor, not by the name under /dev/pts: it is the other side of this master, whatever is mounted there
         self.slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
