@@ -250,7 +250,7 @@ def test_documents() -> None:
         assert caught.value.code == "document-invalid"
     with pytest.raises(SbxError) as caught:
         documents.decode(b" " * (documents.LIMIT + 1), "x")
-    assert caught.value.code == "document-too-large"
+    assert caught.value.code == "document-limit"
 
 
 def test_references_keep_their_meaning(write: Write) -> None:

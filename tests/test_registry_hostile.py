@@ -205,7 +205,7 @@ def test_a_digest_header_that_lies_of_a_digest_is_no_better(bad: HostileRegistry
 
 def test_a_manifest_that_is_too_large(bad: HostileRegistry) -> None:
     bad.on("GET", "/manifests/", says(200, b" " * (5 << 20)))
-    refused("document-too-large", lambda: client(bad).manifest("latest"), "4194304")
+    refused("document-limit", lambda: client(bad).manifest("latest"), "4194304")
 
 
 def test_a_manifest_that_never_ends(bad: HostileRegistry) -> None:
@@ -215,7 +215,7 @@ def test_a_manifest_that_never_ends(bad: HostileRegistry) -> None:
             handler.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
 
     bad.on("GET", "/manifests/", floods)
-    refused("document-too-large", lambda: client(bad).manifest("latest"))
+    refused("document-limit", lambda: client(bad).manifest("latest"))
 
 
 def test_a_content_encoding_is_not_undone(bad: HostileRegistry) -> None:

@@ -19,7 +19,7 @@ def decode(data: bytes, what: str, code: str = "document-invalid") -> Any:
     twice in one object (readers differ on which one counts).
     """
     if len(data) > LIMIT:
-        raise SbxError("document-too-large", f"read {what}: it is larger than {LIMIT} bytes")
+        raise SbxError("document-limit", f"read {what}: it is larger than {LIMIT} bytes")
     if data.count(b"{") + data.count(b"[") > _CONTAINERS:
         raise SbxError(code, f"read {what}: more than {_CONTAINERS} objects and arrays")
     try:

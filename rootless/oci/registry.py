@@ -131,7 +131,7 @@ class Registry:
     def manifest(self, tag_or_digest: str) -> Document:
         """Return the manifest or index, at most 4 MiB, whose bytes have the digest that was asked for.
 
-        Raises SbxError ``image-unknown``, ``digest-mismatch``, ``document-too-large``.
+        Raises SbxError ``image-unknown``, ``digest-mismatch``, ``document-limit``.
         """
         what = f"{self}{'@' if ':' in tag_or_digest else ':'}{tag_or_digest}"
         with self.request("GET", self._manifest_path(tag_or_digest), f"get {what}", _ACCEPT) as response:

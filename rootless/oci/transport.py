@@ -82,8 +82,8 @@ class Response:
         return list(self._raw.headers.getlist("WWW-Authenticate"))
 
     def read(self, limit: int, what: str) -> bytes:
-        """Return the whole body, or raise SbxError ``document-too-large`` before more than `limit` bytes are kept."""
-        too_large = SbxError("document-too-large", f"read {what}: it is larger than {limit} bytes")
+        """Return the whole body, or raise SbxError ``document-limit`` before more than `limit` bytes are kept."""
+        too_large = SbxError("document-limit", f"read {what}: it is larger than {limit} bytes")
         if (self.length or 0) > limit:
             raise too_large
         parts, size = [], 0
