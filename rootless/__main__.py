@@ -55,9 +55,10 @@ def _fail(error: errors.SbxError) -> int:
 
 if __name__ == "__main__":
     status = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        pass
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:  # None when it was closed before we began
+                stream.flush()
+        except OSError:
+            pass
     os._exit(status)  # nothing is left to be torn down: saves a millisecond

@@ -47,9 +47,9 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         workdir = _visible_folder()
     if on_host:
         mounts = [*_private_folders(request, ids), *mounts]
-    hostname = request.hostname or name
+    hostname = _host_name(request.hostname or name)
     user, _, group = (request.user or image.user or _default_user(ids)).partition(":")
-    backend = "host" if "net" in request.share else request.net or "auto"
+    backend, notice = network.choose("host" if "net" in request.share else request.net or "auto")
     spec = SandboxSpec(
         name=name, id=identity, image=image.reference, folder=folder, idmap=ids, network=backend,
         rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
@@ -63,7 +63,7 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
         pass_fds=[_pass_fd(text) for text in request.pass_fd], init=not request.no_init,
         # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
-        nested_users=ids.mode != "single",
+        nested_users=ids.mode != "single", notices=[notice] if notice else [],
     )  # fmt: skip
     _protect(spec, request)
     spec.files = _files(spec, request, on_host)
@@ -74,7 +74,6 @@ def command_in(request: Request, spec: SandboxSpec) -> SandboxSpec:
     """Return `spec`, that of a running sandbox, changed to what an `exec` request asks for."""
     spec.argv = [os.fsencode(word) for word in request.arguments]
     spec.env = {**spec.env, **_asked(request)}
-    spec.env.pop(b"HOME", None)
     if request.user:
         user, _, group = request.user.partition(":")
         spec.user, spec.group = _check_user(user, "user"), _check_user(group, "group")
@@ -303,6 +302,18 @@ def _check_user(text: str, what: str) -> str:
     if any(char in text for char in ":\0\n/"):
         raise SbxError("user-invalid", f"read {what} {printable(text)!r}: it is NAME|UID[:GROUP|GID]")
     return text
+
+
+def _host_name(text: str) -> str:
+    """hostname(7), and the underscore that people use; the kernel takes 64 bytes."""
+    if len(text) > 64 or text.startswith("-") or set(text) - _HOST_NAME:
+        raise SbxError(
+            "hostname-invalid", f"set host name {printable(text)!r}: it is at most 64 letters, digits, '-' and '.'"
+        )
+    return text
+
+
+_HOST_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 
 def _files(spec: SandboxSpec, request: Request, on_host: bool) -> dict[str, str]:

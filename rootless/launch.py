@@ -78,7 +78,7 @@ def _prepare_process() -> None:
     os.umask(0o077)  # what we write is nobody else's business
     # The lowest free numbers go to the next descriptors: without this a pipe of ours would be taken for stdin.
     while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
-        pass
+        os.set_inheritable(fd, True)
     os.close(fd)
     # What the caller left open is for nobody but the command, and for that only where it was asked for.
     syscalls.close_on_exec_from(3)
@@ -116,6 +116,8 @@ def _spec(request: Request, image: Image, ids: IdMap, name: str, identity: str, 
     wanted.filter_name, wanted.filter = _filter(request, wanted)
     wanted.fresh_proc, wanted.fresh_sys = _fresh(wanted)
     _choose_terminal(request, wanted)
+    for notice in wanted.notices:
+        say(notice)
     return wanted
 
 

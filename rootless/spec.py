@@ -118,6 +118,41 @@ class Mount(Value):
     __slots__ = tuple(_defaults)
 
 
+class Port(Value):
+    """A published port: what comes to `host` at `address` goes to `inside`; `host` 0 is chosen when it is published."""
+
+    address: str
+    host: int
+    inside: int
+    protocol: str
+    _defaults = {"address": "127.0.0.1", "host": 0, "inside": 0, "protocol": "tcp"}
+    __slots__ = tuple(_defaults)
+
+
+class Network(Value):
+    """How a sandbox is joined to the world.
+
+    `backend` is a row of network.BACKENDS. `peer` is the sandbox whose net namespace is joined, or the network whose
+    member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
+    `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`.
+    """
+
+    backend: str
+    peer: str
+    ipv6: bool
+    host_loopback: bool
+    ports: list[Port]
+    guarded: bool
+    allow: list[str]
+    learn: bool
+    log: str
+    _defaults = {
+        "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False, "allow": [],
+        "learn": False, "log": "",
+    }  # fmt: skip
+    __slots__ = tuple(_defaults)
+
+
 class SandboxSpec(Value):
     """A sandbox, complete and explicit: the same spec makes the same sandbox.
 
@@ -141,6 +176,7 @@ class SandboxSpec(Value):
     terminal        a pty inside as stdin, stdout (and stderr if redirect_stderr)
     pass_fds        descriptors that stay open
     init            pid 1 is ours; else it is the command
+    notices         what the user should be told, a line each
     """
 
     name: str
@@ -181,14 +217,14 @@ class SandboxSpec(Value):
     redirect_stderr: bool
     pass_fds: list[int]
     init: bool
-    network: str
+    network: Network
     _defaults = {
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
         "namespaces": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
-        "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {}, "oom_score": 0,
-        "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"", "keyring": True, "sysctls": {},
-        "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": "none",
+        "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
+        "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"", "keyring": True, "sysctls": {},
+        "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": None,
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 
@@ -211,4 +247,4 @@ def unpack(data: object) -> Any:
     return data
 
 
-_CLASSES = {kind.__name__: kind for kind in (IdMapping, IdMap, Image, Rootfs, Mount, SandboxSpec)}
+_CLASSES = {kind.__name__: kind for kind in (IdMapping, IdMap, Image, Rootfs, Mount, Port, Network, SandboxSpec)}
