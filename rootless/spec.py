@@ -218,13 +218,14 @@ class SandboxSpec(Value):
     pass_fds: list[int]
     init: bool
     network: Network
+    notices: list[str]
     _defaults = {
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
         "namespaces": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
         "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
-        "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"", "keyring": True, "sysctls": {},
-        "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": None,
+        "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
+        "keyring": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": None, "notices": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 
