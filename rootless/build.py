@@ -217,7 +217,8 @@ def _visible_folder() -> str:
 def _private_folders(request: Request, ids: IdMap) -> list[Mount]:
     """The folders of the host's tree that the image `host` replaces by empty ones."""
     home = _hidden_on_host()[-1]
-    owner = {"uid": _default_user(ids).partition(":")[0], "gid": _default_user(ids).partition(":")[2]}
+    user, _, group = _default_user(ids).partition(":")
+    owner = {"uid": user, "gid": group or "0"}
     folders = [Mount(kind="tmpfs", target=path, options={"mode": "1777"}) for path in ("/tmp", "/var/tmp")]
     folders.append(Mount(kind="tmpfs", target="/run", options={"mode": "755"}))
     if home != "/" and not request.home:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from rootless import programs
+from rootless import programs, syscalls
 from rootless.errors import SbxError, printable
 from rootless.spec import IdMap, IdMapping
 from rootless.steps import OutsideStep
@@ -161,6 +161,10 @@ def _available(uid: int, gid: int) -> tuple[list[Range], list[Range]]:
             )
         check(ranges, own, file)
         both.append(ranges)
+    if uid != 0 and syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS):
+        raise SbxError(
+            "newuidmap-powerless", "write a map of several ids: set-user-id programs have no effect here (no_new_privs)"
+        )
     if uid != 0 and not (programs.find("newuidmap") and programs.find("newgidmap")):
         raise SbxError(
             "newuidmap-missing", "find newuidmap and newgidmap: not installed", programs.install_hint("newuidmap")

@@ -225,7 +225,8 @@ class SandboxSpec(Value):
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
         "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
-        "keyring": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True, "network": None, "notices": [],
+        "keyring": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True,
+        "network": None, "notices": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 
