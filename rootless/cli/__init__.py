@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-GROUPS = ("hot", "sandboxes", "images")
+GROUPS = ("hot", "sandboxes", "images", "registry")
 
 app = typer.Typer(
     name="sbx",
