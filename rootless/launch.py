@@ -19,6 +19,7 @@ from rootless import (
     state,
     store,
     syscalls,
+    trees,
 )
 from rootless.errors import SbxError
 from rootless.options import Request
@@ -183,7 +184,9 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
         sandbox = parent.start(steps, wanted.terminal, request.debug, started)
         return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
     finally:
-        state.discard(folder)
+        # Only if the supervisor was killed is there anything left; root of the same ids may delete it.
+        if left := state.discard(folder):
+            parent.call_inside(wanted.idmap, lambda: trees.remove(left))
 
 
 def _serve(

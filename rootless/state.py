@@ -86,20 +86,23 @@ def create(name: str) -> Folder:
             return Folder(name, path, lock)
 
 
-def discard(folder: Folder) -> None:
-    """Delete what is left of the sandbox's folder, and let its lock go. Idempotent.
+def discard(folder: Folder) -> str:
+    """Delete what is left of the sandbox's folder, and let its lock go.
 
-    The supervisor has deleted it already if all went well. What belongs to subordinate ids stays, renamed aside, for
-    the next supervisor.
+    The supervisor has deleted it already if all went well. Returns the path, renamed aside, of what resists because it
+    belongs to subordinate ids; else "".
     """
+    dead = ""
     if os.path.exists(folder.path):
         dead = f"{sandboxes()}/{_DEAD}{new_id()}"
+        os.rename(folder.path, dead)
         try:
-            os.rename(folder.path, dead)
             trees.remove(dead)
-        except (OSError, SbxError):
+            dead = ""
+        except SbxError:
             pass
     os.close(folder.lock)
+    return dead
 
 
 def _try_lock(path: str) -> int | None:

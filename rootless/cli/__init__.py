@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-GROUPS = ("hot", "sandboxes", "images", "registry")
+GROUPS = ("hot", "sandboxes", "images", "registry", "host", "help")
 
 app = typer.Typer(
     name="sbx",

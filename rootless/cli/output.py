@@ -45,6 +45,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console().print(shown)
 
 
+def markdown(text: str) -> None:
+    """Show a page of ours on the terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+
+
 def notice(text: str) -> None:
     """Tell the user something on stderr."""
     sys.stderr.write(f"sbx: {printable(text)}\n")
