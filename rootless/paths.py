@@ -87,5 +87,6 @@ def allow_packages() -> None:
     """
     import site  # with -S it has no effect yet
 
-    if sys.flags.no_site and not any(path.endswith("-packages") for path in sys.path):
+    # Not to be told from sys.path: an installed copy of ours has put its own site-packages there.
+    if sys.flags.no_site and site.ENABLE_USER_SITE is None:
         site.main()

@@ -15,8 +15,8 @@ PACKAGE = needs.CHECKOUT / "rootless"
 # Lowest first: a module imports from lower rows, and from its own row where that is listed below. A new module is a
 # new word here; a new row is a change of the design.
 ROWS = [
-    ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees"),
-    ("helper programs", "programs"),
+    ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources accounting"),
+    ("helpers of the host", "programs systemd"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
     ("what joins subjects", "processes state build"),
     ("plan", "plan"),
@@ -88,7 +88,7 @@ def first_paragraph(path: Path) -> str:
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "share" not in path.parts}
 #: What a launch never loads may be ordinary Python; its first line says that it is.
 WARM = {
-    module for module, path in MODULES.items() if subject(module) in {"oci", "cli"} or "Warm" in first_paragraph(path)
+    module for module, path in MODULES.items() if subject(module) in {"oci", "cli"} or "warm" in first_paragraph(path).lower()
 }
 
 
@@ -130,8 +130,8 @@ def test_only_one_module_knows_ctypes_and_the_unshare_binding() -> None:
 def test_each_module_says_which_side_it_is_on() -> None:
     for module, path in MODULES.items():
         said = first_paragraph(path)
-        sides = ("Outside", "Inside", "Either side", "Both sides", "Warm")
-        assert not path.read_text() or any(side in said for side in sides), f"{module}: {said!r}"
+        sides = ("outside", "inside", "either side", "both sides", "warm")
+        assert not path.read_text() or any(side in said.lower() for side in sides), f"{module}: {said!r}"
 
 
 @pytest.mark.parametrize(

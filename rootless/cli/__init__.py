@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
+
+from rootless import __version__
 
 GROUPS = ("hot", "sandboxes", "images", "registry", "host", "help")
 
@@ -20,6 +23,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sbx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Read the options that stand before the command."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         # Click's usage errors know how to show themselves; everything else is not ours to handle.
         if not hasattr(error, "format_message"):
             raise
-        sys.stderr.write(f"sbx: {' '.join(error.format_message().split())}\n")
+        message = " ".join(error.format_message().split())
+        if not message:
+            return 125  # no arguments: the help has been shown instead
+        sys.stderr.write(f"sbx: {message}\n")
         context = getattr(error, "ctx", None)
         sys.stderr.write(f"hint: {context.command_path if context else 'sbx'} --help\n")
         return 125
