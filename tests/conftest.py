@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import needs
 import pytest
 from terminals import Terminal
@@ -24,6 +25,10 @@ COMMAND = (sys.executable, "-I", "-S", "-E", str(MAIN))
 #: Variables of the caller's that a test may rely on; nothing else of ours reaches the command.
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "LANG", "TMPDIR")
 OFFLINE = "offline"  #: the name of the offline test image in the store
+
+# No database: a failure prints what reproduces it. No deadline: the machine is shared. CI tries the same every time.
+hypothesis.settings.register_profile("here", database=None, deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("here")
 
 PR_SET_CHILD_SUBREAPER = 36
 END = 5.0  #: seconds in which what a test started must have ended

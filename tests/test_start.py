@@ -35,7 +35,7 @@ class Checkout:
         (self.bin / "sbx").chmod(0o755)
 
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["sh", self.folder / "helpers" / "start", *arguments]
+        command = ["sh", str(self.folder / "helpers" / "start"), *arguments]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
 
 
