@@ -307,16 +307,13 @@ class _Unpacker:
         if self.is_whiteout_node(source, source_fd):
             raise self.dangling(target, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
         try:
-            os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=folder, follow_symlinks=False)
-        except FileExistsError:
-            if self.same_file(source, source_fd, name, folder):
-                return
-            self.clear(path, folder, name)
             try:
                 os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError as error:
-                # it was inside what had to make room
-                raise self.dangling(target, error) from None
+            except FileExistsError:
+                if self.same_file(source, source_fd, name, folder):
+                    return
+                self.clear(path, folder, name)  # which may hold the target itself
+                os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=folder, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EPERM, errno.ENOTDIR):
                 raise self.dangling(target, error) from None
