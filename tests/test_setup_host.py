@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import getpass
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -54,6 +56,20 @@ def test_without_root_it_only_prints() -> None:
 
 def test_an_unknown_option_is_an_error() -> None:
     assert subprocess.run([SCRIPT, "--prnt"], capture_output=True).returncode == 2
+
+
+def test_it_installs_what_the_tests_ask_for() -> None:
+    """A program that `needs.program` names and nobody installs would be a test that never runs."""
+    asked = {
+        argument.value
+        for file in (needs.CHECKOUT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "needs.program"
+        for argument in node.args
+        if isinstance(argument, ast.Constant)
+    }
+    installed = set(re.findall(r"^ *package (\S+)", SCRIPT.read_text(), re.MULTILINE))
+    assert asked - installed <= {"sh", "no-such-program", "apt-get"}
 
 
 @pytest.mark.parametrize(
