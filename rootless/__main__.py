@@ -30,11 +30,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return errors.SIGNALLED + 2
     except OSError as error:
-        return _fail(
-            errors.SbxError(
-                "system", f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}"
-            )
-        )
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(errors.SbxError("system", f"{error.strerror or error}{where}"), error.errno or 0)
 
 
 def _slow_way() -> int:
@@ -44,13 +41,29 @@ def _slow_way() -> int:
     return cli.main()
 
 
-def _fail(error: errors.SbxError) -> int:
+def _fail(error: errors.SbxError, errno: int = 0) -> int:
+    """Tell the user of `error`, with a hint if there is one to be found, and return the exit status."""
     if os.environ.get("SBX_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
+    error.hint = error.hint or _find_hint(error, errno)
     os.write(2, errors.render(error).encode("utf-8", "replace"))
     return error.status
+
+
+def _find_hint(error: errors.SbxError, errno: int) -> str:
+    """Return the cause that a probe of the host finds for `error`, or "": now there is time for it.
+
+    Whatever a strange host does to a probe, the error itself must still be told.
+    """
+    try:
+        paths.allow_packages()
+        from rootless import checks
+
+        return checks.hint_for(error, errno)
+    except (Exception, KeyboardInterrupt):
+        return ""
 
 
 if __name__ == "__main__":

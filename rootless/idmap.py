@@ -152,7 +152,10 @@ def _available(uid: int, gid: int) -> tuple[list[Range], list[Range]]:
     name = user_name(uid)
     both = []
     for file, own in (("/etc/subuid", uid), ("/etc/subgid", gid)):
-        ranges = parse(_read(file), name, uid) or (_of_root(file) if uid == 0 else [])
+        ranges = _of_root(file) if uid == 0 else []
+        # In a user namespace around us the file speaks of ids that need not exist there.
+        if uid != 0 or ranges == [ROOT_RANGE]:
+            ranges = parse(_read(file), name, uid) or ranges
         if not ranges:
             raise SbxError(
                 "subids-missing",
@@ -238,14 +241,10 @@ class WriteMaps(OutsideStep):
             programs.spawn([name, str(pid), *(str(n) for m in maps for n in (m.container_id, m.host_id, m.size))])
             for name, maps in (("newuidmap", self.idmap.uids), ("newgidmap", self.idmap.gids))
         ]
-        for program in running:
-            said = program.finish()
+        said = [program.finish().strip() for program in running]
+        for program, message in zip(running, said, strict=True):
             if program.status:
-                raise SbxError(
-                    "idmap-refused",
-                    f"{program.name}: {printable(said.strip()) or 'failed'}",
-                    "compare your lines in /etc/subuid and /etc/subgid, and that the program is setuid root",
-                )
+                raise SbxError("idmap-refused", printable(message) or f"{program.name}: failed")
 
 
 def write(path: str, content: str) -> None:

@@ -316,7 +316,7 @@ def compile(profile_path: str, variant: Variant) -> bytes:
     return program
 
 
-def _binding() -> Any:
+def libseccomp() -> Any:
     """Return the module pyseccomp; raises SbxError ``seccomp-unavailable`` with the package to install."""
     if os.uname().machine not in MACHINES:
         raise SbxError("seccomp-unavailable", f"compile the seccomp filter: no support for {os.uname().machine}")
@@ -356,14 +356,14 @@ def _install_hint() -> str:
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
     """Return name → number on this machine; negative for a call of another architecture; unknown names are left out."""
-    binding = _binding()
+    binding = libseccomp()
     young = _YOUNG | _YOUNG_HERE.get(os.uname().machine, {})
     found = {name: young.get(name) or binding.resolve_syscall(binding.Arch.NATIVE, name) for name in names}
     return {name: number for name, number in found.items() if number != -1}
 
 
 def _libseccomp_program(profile: Profile, numbers: dict[str, int], path: str) -> bytes:
-    binding = _binding()
+    binding = libseccomp()
     try:
         program = binding.SyscallFilter(profile.default)
         program.set_attr(binding.Attr.ACT_BADARCH, profile.other_architectures)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rootless import checks, idmap, parent, plan, privileges, state
+from rootless import idmap, parent, plan, privileges, state
 from rootless.cli import output
 
 
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def unshare(
     command: Annotated[list[str], typer.Argument(metavar="[COMMAND [ARGUMENT]...]", show_default=False)] = [],  # noqa: B006
     idmap_mode: Annotated[str, typer.Option("--idmap", metavar="MODE", help="auto, single or keep")] = "",
-) -> int:
+) -> None:
     """Run a command, or a shell, on the host as it is, but as root of your user namespace.
 
     So you can look at and remove files that belong to your subordinate ids.
@@ -30,12 +30,13 @@ def unshare(
     if notice:
         output.notice(notice)
     argv = [os.fsencode(word) for word in command or [os.environ.get("SHELL", "/bin/sh")]]
-    sandbox = parent.start(plan.for_look_around(ids, privileges.Exec(argv, dict(os.environb))))
-    return sandbox.wait()
+    parent.become(plan.for_look_around(ids, privileges.Exec(argv, dict(os.environb))))
 
 
 def ns(
-    pid: Annotated[int | None, typer.Argument(metavar="[PID]", help="show the namespaces of one process", show_default=False)] = None,
+    pid: Annotated[
+        int | None, typer.Argument(metavar="[PID]", help="show the namespaces of one process", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the namespaces that you can see, who is in them, and how they nest."""
@@ -52,10 +53,13 @@ def ns(
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> int:
     """Check what sandboxes need of this host; the exit status is 1 if something essential is missing."""
-    results = [check.run() for check in checks.CHECKS]
+    from rootless import checks
+
+    findings = [(check, check.run()) for check in checks.CHECKS]
     if json:
-        output.json([result.summary() for result in results])
+        output.json([check.summary(finding) for check, finding in findings])
     else:
-        for result in results:
-            output.lines([f"{result.mark} {result.title}: {result.found}"] + ([f"    {result.fix}"] if result.fix else []))
-    return int(any(result.mark == checks.MISSING for result in results))
+        for check, finding in findings:
+            output.lines([f"{finding.mark:<8}  {check.title}: {finding.found}"])
+            output.lines([f"          {finding.fix}"] if finding.fix else [])
+    return int(any(finding.mark == checks.MISSING for _, finding in findings))
