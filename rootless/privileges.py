@@ -360,12 +360,13 @@ class Exec(Step):
             self._become(self.otherwise)
 
     def _become(self, name: bytes) -> None:
+        argv = [name, *self.argv[1:]]  # busybox is what its first word says
         if b"/" in name:
-            os.execve(name, self.argv, self.env)
+            os.execve(name, argv, self.env)
         refused: OSError | None = None
         for folder in self.env.get(b"PATH", DEFAULT_PATH).split(b":"):
             try:
-                os.execve((folder or b".") + b"/" + name, self.argv, self.env)
+                os.execve((folder or b".") + b"/" + name, argv, self.env)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:

@@ -96,6 +96,33 @@ def test_exec(sbx: Sbx, image: str, bare: set[str]) -> None:
     assert_hot(loaded, bare)
 
 
+@needs.userns
+@needs.busybox
+@needs.program("strace")
+@pytest.mark.parametrize("net", ["none", "auto"])
+def test_nothing_is_imported_once_the_root_is_switched(sbx: Sbx, image: str, tmp_path: Path, net: str) -> None:
+    """What can be imported there comes from the image, or not at all; a module that is built in hides the mistake."""
+    trace = tmp_path / "trace"
+    # newuidmap is setuid, and gains nothing under strace: a single id needs none
+    arguments = ["run", "--idmap", "single", "--net", net, image, "true"]
+    sbx(*arguments, check=0)
+    strace = ["strace", "-f", "-s", "200", "-e", "trace=pivot_root,write", "-o", str(trace)]
+    command = [*COMMAND[:-1], "-X", "importtime", COMMAND[-1], *arguments]
+    done = subprocess.run([*strace, *command], stdin=subprocess.DEVNULL, capture_output=True, env=sbx.env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    before, switch, after = trace.read_text().partition(" pivot_root(")
+    assert switch
+    assert "import time:" in before
+    inside = switch_pid(before)
+    late = [line for line in after.splitlines() if line.startswith(inside) and "import time:" in line]
+    assert not late, late
+
+
+def switch_pid(before: str) -> str:
+    """Return the process id at the start of the line that was cut off."""
+    return before.rsplit("\n", 1)[-1].split()[0]
+
+
 def test_the_package_itself_imports_nothing(bare: set[str]) -> None:
     code = f"import sys; sys.path.insert(0, {str(needs.CHECKOUT)!r}); import rootless"
     status, loaded, _ = imported(code=code)
