@@ -11,6 +11,8 @@ import os
 from rootless import capabilities, idmap, network, paths, privileges
 from rootless.errors import SbxError, printable
 from rootless.namespaces import DEFAULT, SHAREABLE
+from rootless.network import names
+from rootless.resources import parse_size
 from rootless.spec import Image, Mount, Rootfs, SandboxSpec
 
 TYPE_CHECKING = False
@@ -31,7 +33,6 @@ MASKED = [
 ]  # fmt: skip
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str) -> SandboxSpec:
@@ -49,9 +50,9 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         mounts = [*_private_folders(request, ids), *mounts]
     hostname = _host_name(request.hostname or name)
     user, _, group = (request.user or image.user or _default_user(ids)).partition(":")
-    backend, notice = network.choose("host" if "net" in request.share else request.net or "auto")
+    net, notice = network.wanted(request)
     spec = SandboxSpec(
-        name=name, id=identity, image=image.reference, folder=folder, idmap=ids, network=backend,
+        name=name, id=identity, image=request.subject, folder=folder, idmap=ids, network=net,
         rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
         namespaces=_namespaces(request), clock_offsets=_clock_offsets(request),
         devices=[_device(device) for device in request.device],
@@ -321,26 +322,14 @@ def _files(spec: SandboxSpec, request: Request, on_host: bool) -> dict[str, str]
     """/etc/hosts, /etc/hostname and /etc/resolv.conf, unless the host's own are to be seen."""
     if on_host and "net" not in spec.namespaces:
         return {}
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback", f"127.0.1.1 {spec.hostname}"]
-    for text in request.add_host:
-        name, colon, address = text.partition(":")
-        if not colon or not name or not address or set(name + address) & set(" \t\n\0"):
-            raise SbxError("host-invalid", f"add host {printable(text)!r}: it is NAME:ADDRESS")
-        lines.append(f"{address} {name}")
-    files = {"/etc/hosts": "\n".join(lines) + "\n", "/etc/resolv.conf": _resolv_conf(spec.network, request)}
+    files = {
+        "/etc/hosts": names.hosts(spec.network, spec.hostname, request.add_host),
+        "/etc/resolv.conf": names.resolv_conf(spec.network, request.dns, request.dns_search, _host_resolv_conf()),
+    }
     return files if on_host else {**files, "/etc/hostname": spec.hostname + "\n"}
 
 
-def _resolv_conf(backend: str, request: Request) -> str:
-    for word in [*request.dns, *request.dns_search]:
-        if not word or set(word) & set(" \t\n\0"):
-            raise SbxError("dns-invalid", f"set resolver {printable(word)!r}: it is one address or domain")
-    lines = [f"search {' '.join(request.dns_search)}"] if request.dns_search else []
-    if backend == "none":
-        return "\n".join([*lines, ""])  # nobody could be asked; an address here would only be waited for
-    servers = request.dns or network.resolvers(backend)
-    if servers:
-        return "\n".join([*lines, *(f"nameserver {address}" for address in servers), ""])
+def _host_resolv_conf() -> str:
     try:
         with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as stream:
             return stream.read(65536)
@@ -407,6 +396,7 @@ def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str
         # ping without CAP_NET_RAW, for all groups that there are
         last = max(m.container_id + m.size - 1 for m in spec.idmap.gids)
         sysctls["net.ipv4.ping_group_range"] = f"0 {last}"
+        sysctls.update(network.sysctls(spec.network))
     if not nested:
         sysctls["user.max_user_namespaces"] = "0"
     for text in request.sysctl:
@@ -456,15 +446,3 @@ def _pass_fd(text: str) -> int:
             "fd-invalid", f"pass descriptor {text}: it is not open", f"open it in your shell, as in: {text}<file"
         ) from None
     return int(text)
-
-
-def parse_size(text: str, option: str) -> int:
-    """Return bytes: a number with b, k, m, g or t, as docker spells them (powers of 1024)."""
-    number, unit = text.lower().removesuffix("ib"), ""
-    if len(number) > 1 and number.endswith("b") and number[-2] in "kmgt":
-        number = number[:-1]
-    if number and number[-1] in "bkmgt":
-        number, unit = number[:-1], number[-1]
-    if not number.replace(".", "", 1).isdecimal() or len(number) > 15:
-        raise SbxError("size-invalid", f"read size {printable(text)!r} of {option}: it is a number with k, m, g or t")
-    return int(float(number) * _UNITS[unit])

@@ -15,6 +15,7 @@ from rootless import (
     plan,
     processes,
     reference,
+    resources,
     spec,
     state,
     store,
@@ -27,8 +28,11 @@ from rootless.terminal import SavedMode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
+    from rootless.accounting import Meter
+    from rootless.observe import Observed
     from rootless.parent import Sandbox
     from rootless.spec import IdMap, Image, SandboxSpec
     from rootless.state import Folder
@@ -67,7 +71,9 @@ def execute(request: Request) -> int:
     wanted = build.command_in(request, spec.unpack(record["spec"]))
     mode = _choose_terminal(request, wanted)
     outer, joined = _open_namespaces(record)
-    sandbox = parent.start(plan.for_exec(wanted, outer, joined), wanted.terminal, request.debug)
+    wanted.inspected = False  # that was for the first command
+    steps = plan.for_exec(wanted, outer, joined, record.get("cgroup", ""))
+    sandbox = parent.start(steps, wanted.terminal, request.debug)
     for fd in (outer, *joined.values()):
         if fd >= 0:
             os.close(fd)
@@ -117,6 +123,11 @@ def _spec(request: Request, image: Image, ids: IdMap, name: str, identity: str, 
     wanted.filter_name, wanted.filter = _filter(request, wanted)
     wanted.fresh_proc, wanted.fresh_sys = _fresh(wanted)
     _choose_terminal(request, wanted)
+    if any(getattr(request, option) for option in resources.OPTIONS):
+        wanted.resources = resources.asked(request)
+    wanted.best_effort = request.best_effort
+    wanted.accounted = request.stats or bool(request.stats_json)
+    wanted.inspected = bool(request.receipt or request.require)
     for notice in wanted.notices:
         say(notice)
     return wanted
@@ -177,16 +188,33 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
         if isinstance(step, processes.StartProcess):
             step.mode, step.debris = mode, state.debris()
 
+    observed = _observed(steps, wanted, request)
+
     def started(sandbox: Sandbox) -> None:
-        folder.write_record(_record(wanted, sandbox))
+        folder.write_record({**_record(wanted, sandbox), "cgroup": observed.follow(sandbox) if observed else ""})
 
     try:
-        sandbox = parent.start(steps, wanted.terminal, request.debug, started)
-        return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
+        if not observed:
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started)
+            return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
+        with observed:
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started)
+        status = _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout, observed.meters)
+        return observed.close(status, sandbox)
     finally:
         # Only if the supervisor was killed is there anything left; root of the same ids may delete it.
         if left := state.discard(folder):
             parent.call_inside(wanted.idmap, lambda: trees.remove(left))
+
+
+def _observed(steps: Plan, wanted: SandboxSpec, request: Request) -> Observed | None:
+    """Return what watches the limits and keeps the account of this launch; None for one that asked for neither."""
+    asked = request.cpu_time is not None or request.output_limit
+    if not (asked or wanted.resources or wanted.accounted or wanted.inspected):
+        return None
+    from rootless.observe import Observed  # 1 ms that only they pay for
+
+    return Observed(steps, wanted, request)
 
 
 def _serve(
@@ -195,6 +223,7 @@ def _serve(
     mode: SavedMode | None,
     timeout: float | None = None,
     stop: float | None = None,
+    meters: Sequence[Meter] = (),
 ) -> int:
     if not wanted.terminal:
         # A pipe's other end sees what the command does to it: we don't hold it any longer.
@@ -202,7 +231,7 @@ def _serve(
         processes.release_stdio()
         os.dup2(keep_stderr, 2)
         os.close(keep_stderr)
-    return sandbox.wait(timeout, 10.0 if stop is None else stop, mode)
+    return sandbox.wait(timeout, 10.0 if stop is None else stop, mode, meters)
 
 
 def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, Any]:

@@ -10,6 +10,9 @@
       open pid 1's namespaces                 walk the inside steps
       attach the network
            ───────────── "." go ────────────▶ start the command's process; pid 1 stays as init
+           ◀──────────── "complete" ───────── where asked for: wait, just before the end
+      read what is in force
+           ───────────── "." go ────────────▶
            ◀──── end of file: it runs ─────── execve (the status pipe is close-on-exec)
            ◀──── "failed", which, why ─────── a step failed; it exits with 125
 
@@ -24,18 +27,21 @@ import select
 import time
 
 from rootless import child, syscalls
-from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError
+from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError, printable
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, exit_code
-from rootless.steps import Child, OutsideStep, Plan
+from rootless.steps import Child, OutsideStep, Plan, Step, Watched
 from rootless.terminal import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from resource import struct_rusage
 
+    from rootless.accounting import Meter
     from rootless.spec import IdMap
+    from rootless.steps import Undo
     from rootless.terminal import SavedMode
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
@@ -78,11 +84,12 @@ class Sandbox:
     """A sandbox that was started: `pid` is its pid 1 in our pid namespace, `pidfd` refers to it safely.
 
     `namespaces` are open descriptors by name, for `sbx exec`, which finds them through our /proc/PID/fd: pid 1 itself
-    cannot be joined once its memory is hidden.
+    cannot be joined once its memory is hidden. `usage` is what getrusage(2) tells when it has ended, and `cut_short` by
+    which limit of ours that was.
     """
 
     __slots__ = ("_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo",
-                 "master", "namespaces", "pid", "pidfd")  # fmt: skip
+                 "cut_short", "master", "namespaces", "pid", "pidfd", "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
         self._plan = plan
@@ -98,6 +105,8 @@ class Sandbox:
         self.pidfd = -1
         self.master = -1
         self.namespaces: dict[str, int] = {}
+        self.usage: struct_rusage | None = None
+        self.cut_short = ""
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,6 +119,8 @@ class Sandbox:
                 line, _, said = said.partition(b"\n")
                 if line == b"ready":
                     self._do(self._plan.before_go, self._supervisor)
+                elif line == b"complete":
+                    self._do(self._plan.before_exec, self._command())
                 else:
                     self.pid = int(line.split()[1])
                     self.pidfd = os.pidfd_open(self.pid)
@@ -139,9 +150,16 @@ class Sandbox:
             if self._status in ready:
                 return os.read(self._status, 4096)
 
+    def _command(self) -> int:
+        """Return the id of the command's process, which pid 1 is or has made as its first child."""
+        if self._is_command:
+            return self.pid
+        with open(f"/proc/{self.pid}/task/{self.pid}/children", "rb") as stream:
+            return int(stream.read().split()[0])
+
     def _do(self, steps: list[OutsideStep], pid: int) -> None:
         for step in steps:
-            undo = step.execute(pid)
+            undo = _do_outside(step, pid)
             if undo:
                 self._undo.append(undo)
 
@@ -191,38 +209,62 @@ class Sandbox:
         handled = int(masks[b"SigCgt"], 16) | int(masks[b"SigIgn"], 16) | int(masks[b"SigBlk"], 16)
         return not handled >> (number - 1) & 1
 
-    def wait(self, timeout: float | None = None, stop_timeout: float = 10.0, mode: SavedMode | None = None) -> int:
+    def wait(
+        self,
+        timeout: float | None = None,
+        stop_timeout: float = 10.0,
+        mode: SavedMode | None = None,
+        meters: Sequence[Meter] = (),
+    ) -> int:
         """Serve the sandbox until it ends and return its exit status; everything is undone then.
 
         After `timeout` seconds it is told to end (SIGTERM), `stop_timeout` later it is killed, and the status is 124.
-        With a terminal, bytes are carried between it and stdin and stdout; `mode` is what to restore these to.
+        With a terminal, bytes are carried between it and stdin and stdout; `mode` is what to restore these to. A meter
+        that finds its limit passed kills the sandbox, and the status is the meter's.
         """
         poll = select.poll()
         relay = Relay(self.master, mode, poll) if self.master >= 0 else None
         ended = os.pidfd_open(self._supervisor)
         poll.register(ended, select.POLLIN)
         poll.register(self._signals.reader, select.POLLIN)
+        watched = {undo.fd: undo for undo in self._undo if isinstance(undo, Watched)}
+        for fd in watched:
+            poll.register(fd, select.POLLIN)
+        for meter in meters:
+            for fd in meter.start(self, relay):
+                poll.register(fd, select.POLLIN)
         deadline = time.monotonic() + timeout if timeout is not None else None
         timed_out = False
         try:
             while True:
-                left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
-                ready = poll.poll(left)
-                if not ready and deadline is not None and time.monotonic() >= deadline:
+                due = [moment for moment in (deadline, *(meter.due for meter in meters)) if moment is not None]
+                ready = poll.poll(max(0, int((min(due) - time.monotonic()) * 1000) + 1) if due else None)
+                if deadline is not None and time.monotonic() >= deadline:
                     self.signal(SIGKILL if timed_out else SIGTERM)
                     deadline = None if timed_out else deadline + stop_timeout
                     timed_out = True
+                    self.cut_short = "timeout"
+                for meter in meters:
+                    if meter.is_passed(ready, poll):
+                        self.cut_short = meter.name
+                        self.signal(SIGKILL)
                 for fd, _ in ready:
                     if fd == self._signals.reader:
                         for number in self._signals.take():
                             self._pass_on(number, relay)
                     elif fd == ended:
-                        status = exit_code(os.waitpid(self._supervisor, 0)[1])
+                        _, raw, self.usage = os.wait4(self._supervisor, 0)
+                        status = exit_code(raw)
                         self._supervisor = 0
                         if self._ended_by and status == SIGNALLED + SIGKILL:
                             status = SIGNALLED + self._ended_by  # as if the default action had ended it
+                        for meter in meters:
+                            status = meter.finish(status, self.cut_short)
                         return TIMED_OUT if timed_out else status
-                    elif relay:
+                    elif fd in watched:
+                        poll.unregister(fd)
+                        _tell(watched.pop(fd).lost(), raw=relay is not None)
+                    elif relay and fd in (0, 1, relay.master):
                         relay.serve(fd)
         finally:
             if relay:
@@ -265,6 +307,12 @@ class Sandbox:
             self._signals = None  # type: ignore[assignment]
 
 
+def _tell(notice: str, raw: bool) -> None:
+    """Tell the user something on stderr; nothing for an empty text. `raw` is a terminal in raw mode."""
+    if notice:
+        os.write(2, f"sbx: {printable(notice)}{chr(13) if raw else ''}\n".encode("utf-8", "replace"))
+
+
 def start(
     plan: Plan, terminal: bool = False, trace: bool = False, started: Callable[[Sandbox], None] | None = None
 ) -> Sandbox:
@@ -296,6 +344,14 @@ def start(
     return sandbox
 
 
+def _do_outside(step: OutsideStep, pid: int) -> Undo | None:
+    """Do `step` and return its undo; raises SbxError."""
+    try:
+        return step.execute(pid)
+    except OSError as error:
+        raise StepError(step.describe(), error.errno or 0, error.strerror or str(error)) from None
+
+
 def _status(step: Step, errno: int) -> int:
     """Return the exit status for a failure of `step`, as a shell's for a command that it could not run."""
     if not isinstance(step, Exec):
@@ -320,7 +376,7 @@ def become(plan: Plan) -> None:
         os.close(go_reader)
         if os.read(status_reader, 16) == b"ready\n":
             for act in plan.before_go:
-                act.execute(pid)
+                _do_outside(act, pid)
             os.write(go_writer, b".")
         os._exit(0)
     os.close(status_reader)

@@ -1,4 +1,4 @@
-"""SandboxSpec → Plan: what is done, by whom, in which order, and why in that order. Pure: nothing is done here.
+"""SandboxSpec → Plan: what is done, by whom, in which order, and why in that order. Outside; pure, nothing is done.
 
 The one place that knows the order. Read `for_sandbox` from top to bottom: it is the launch.
 """
@@ -37,7 +37,9 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
     pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users else None, spec.deny_groups)
     pid_1.remove = [spec.folder]
     plan.inside += [pid_1, p.SetUmask(0)]
-    plan.attach = network.steps(spec.network)
+    plan.attach = network.steps(spec)
+    if spec.resources or spec.accounted:
+        _limit(plan, spec)
 
     # The host's files are opened while they can still be named; the root is switched; then everything finds its place
     # by names that cannot lead out.
@@ -48,18 +50,23 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
 
     # From here on processes of the sandbox can see pid 1, and must learn nothing from it. The network helper still
     # could, through /proc/PID/ns, so it comes first.
-    plan.inside += [x.AwaitAttached(), x.HideMemory(b"sbx-init")]
+    plan.inside += [x.AwaitAttached(), *network.inside(spec), x.HideMemory(b"sbx-init")]
     plan.inside += [x.StartCommand()] if spec.init else []
     plan.inside += _command(spec, terminal)
     return plan
 
 
-def for_exec(spec: SandboxSpec, outer: int, joined: dict[str, int]) -> Plan:
+def for_exec(spec: SandboxSpec, outer: int, joined: dict[str, int], cgroup: str = "") -> Plan:
     """Return the plan of one more command in a running sandbox.
 
-    `outer` is a descriptor of the user namespace in which it was made, `joined` those of its own, by name.
+    `outer` is a descriptor of the user namespace in which it was made, `joined` those of its own, by name; `cgroup` is
+    its cgroup's folder, or "".
     """
     plan = Plan()
+    if cgroup:
+        from rootless import cgroups  # only a sandbox with limits has one
+
+        plan.attach.append(cgroups.Join(cgroup))
     terminal = OpenTerminal(console=False) if spec.terminal else None
     # The outer user namespace is where the caller's groups can still be dropped. Memory is hidden after that (becoming
     # root makes it visible) and before the first namespace whose processes might look.
@@ -90,7 +97,7 @@ def for_look_around(idmap: IdMap, command: p.Exec) -> Plan:
     plan = Plan()
     plan.before_go = [WriteMaps(idmap)]
     plan.inside = [*_user_namespace(idmap), n.Unshare("mnt"), m.StopPropagation()]
-    plan.inside += [p.OrdinarySignals(), p.CloseDescriptors([]), command]
+    plan.inside += [p.OrdinarySignals(), command]
     return plan
 
 
@@ -99,6 +106,15 @@ def for_look_around(idmap: IdMap, command: p.Exec) -> Plan:
 
 def _user_namespace(idmap: IdMap) -> list[Step]:
     return [n.Unshare("user"), x.Ready(), x.BecomeRoot(idmap)]
+
+
+def _limit(plan: Plan, spec: SandboxSpec) -> None:
+    """Add the cgroup: before the go, so that pid 1 is born in it, and its cgroup namespace rooted there."""
+    from rootless import cgroups  # only those who ask for limits pay for them
+
+    enter = cgroups.Enter(spec.id, spec.resources, spec.best_effort)
+    plan.before_go.append(enter)
+    plan.attach.insert(0, cgroups.Leave(enter))
 
 
 def _own(spec: SandboxSpec) -> list[str]:
@@ -204,4 +220,5 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None) -> list[Step]:
     ]
     steps += [p.SetCapabilities(spec.capabilities), p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
+    steps += [x.AwaitInspected()] if spec.inspected else []
     return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise)]

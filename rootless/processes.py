@@ -20,7 +20,7 @@ import select
 from rootless import syscalls, trees
 from rootless.errors import FAILED, SIGNALLED, SbxError
 from rootless.idmap import covers, repeat, text, write
-from rootless.namespaces import flags
+from rootless.namespaces import flags, translated
 from rootless.steps import Child, Step
 
 TYPE_CHECKING = False
@@ -65,6 +65,19 @@ class AwaitAttached(Step):
         return "wait until the network is attached"
 
     def execute(self, child: Child) -> None:
+        await_go(child)
+
+
+class AwaitInspected(Step):
+    """Wait, with everything given up that is to be given up, until the parent has read what is in force."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "wait until what is in force has been read"
+
+    def execute(self, child: Child) -> None:
+        os.write(child.status, b"complete\n")
         await_go(child)
 
 
@@ -121,7 +134,10 @@ class StartProcess(Step):
 
     def execute(self, child: Child) -> None:
         held, holds = os.pipe()  # end of file on `held` means that the supervisor is gone
-        pid = syscalls.fork_into(flags(self.names))
+        try:
+            pid = syscalls.fork_into(flags(self.names))
+        except OSError as error:
+            raise translated(error, self.describe()) from None
         if pid:
             os.close(held)
             self._supervise(pid, holds, child)
@@ -164,11 +180,18 @@ class StartProcess(Step):
         pidfd = os.pidfd_open(pid)
         poll.register(go, 0)  # only the hang-up, which is always reported: the words on it are for the child
         poll.register(pidfd, select.POLLIN)
+        cgroup = ""
         if go in dict(poll.poll()):
+            from rootless import cgroups  # nobody waits for us any more
+
+            cgroup = cgroups.of_process(pid)
             os.kill(pid, SIGKILL)
             if self.mode:
                 self.mode.restore()
-        return exit_code(os.waitpid(pid, 0)[1])
+        status = exit_code(os.waitpid(pid, 0)[1])
+        if cgroup and cgroups.is_sandbox(cgroup):
+            cgroups.remove(cgroup)
+        return status
 
 
 class StartCommand(Step):

@@ -176,6 +176,9 @@ class SandboxSpec(Value):
     terminal        a pty inside as stdin, stdout (and stderr if redirect_stderr)
     pass_fds        descriptors that stay open
     init            pid 1 is ours; else it is the command
+    resources       file of a cgroup → value; best_effort tells whether they may be missing
+    accounted       a cgroup is wanted for its counters, where there can be one
+    inspected       the command waits just before it begins, so that what is in force can be read
     notices         what the user should be told, a line each
     """
 
@@ -217,6 +220,10 @@ class SandboxSpec(Value):
     redirect_stderr: bool
     pass_fds: list[int]
     init: bool
+    resources: dict[str, str]
+    best_effort: bool
+    accounted: bool
+    inspected: bool
     network: Network
     notices: list[str]
     _defaults = {
@@ -226,6 +233,7 @@ class SandboxSpec(Value):
         "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
         "keyring": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True,
+        "resources": {}, "best_effort": False, "accounted": False, "inspected": False,
         "network": None, "notices": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)

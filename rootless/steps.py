@@ -58,6 +58,22 @@ class OutsideStep:
         raise NotImplementedError
 
 
+class Watched:
+    """An undo with something to tell: once `fd` is readable, `lost` returns what the user should know, or ""."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+    def lost(self) -> str:
+        """Return one line about what was lost; `fd` is not watched any longer."""
+        raise NotImplementedError
+
+
 class Call(Step):
     """The last step of a plan of our own work, such as unpacking a layer: call `function`."""
 
@@ -78,21 +94,24 @@ class Plan:
     """All acts of one launch, in their order; data only, made before the fork.
 
     `inside` is walked by the child; a failure is a position in it. `before_go` is what the parent does between the
-    child's ready and its go, `attach` what it does to the finished pid 1 while the rest of `inside` runs.
+    child's ready and its go, `attach` what it does to the finished pid 1 while the rest of `inside` runs, `before_exec`
+    what it does to the command's process while that waits for its last step.
     """
 
-    __slots__ = ("attach", "before_go", "inside")
+    __slots__ = ("attach", "before_exec", "before_go", "inside")
 
     def __init__(self) -> None:
         self.before_go: list[OutsideStep] = []
         self.attach: list[OutsideStep] = []
+        self.before_exec: list[OutsideStep] = []
         self.inside: list[Step] = []
 
     def describe(self) -> list[str]:
         """Return a line for each act, those of the parent marked."""
+        outside = {"Ready": self.before_go, "StartProcess": self.attach, "AwaitInspected": self.before_exec}
         lines = []
         for step in self.inside:
             lines.append(step.describe())
-            acts = {"Ready": self.before_go, "StartProcess": self.attach}.get(type(step).__name__, [])
+            acts = outside.get(type(step).__name__, [])
             lines.extend(f"  outside: {act.describe()}" for act in acts)
         return lines

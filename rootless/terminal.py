@@ -117,7 +117,7 @@ class Relay:
     `poll` is the parent's own; `serve` is called with what it reports.
     """
 
-    __slots__ = ("_at_end", "_from_inside", "_from_outside", "_poll", "master", "mode")
+    __slots__ = ("_at_end", "_from_inside", "_from_outside", "_poll", "master", "mode", "taken")
 
     def __init__(self, master: int, mode: SavedMode | None, poll: select.poll) -> None:
         self.master = master
@@ -126,6 +126,7 @@ class Relay:
         self._at_end = False
         self._from_inside = b""
         self._from_outside = b""
+        self.taken = 0  # bytes that the sandbox has said so far
         os.set_blocking(master, False)
         self.enter()
         self._watch()
@@ -205,6 +206,7 @@ class Relay:
             self._close()
             return False
         self._from_inside += data
+        self.taken += len(data)
         return True
 
     def _write_inside(self) -> None:
