@@ -167,7 +167,12 @@ def setns(fd: int, flags: int = 0) -> None:
     _call("setns", fd, flags)
 
 
-_NS_GET_PARENT = 0xB702
+_NS_GET_USERNS, _NS_GET_PARENT = 0xB701, 0xB702
+
+
+def owning_namespace(fd: int) -> int:
+    """Return a descriptor of the user namespace whose root rules over the namespace behind `fd`: ioctl_ns(2)."""
+    return _libc("ioctl", fd, _NS_GET_USERNS)
 
 
 def parent_namespace(fd: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from typing import Annotated
 
 import typer
 
-from rootless import idmap, parent, plan, privileges, state
+from rootless import idmap, parent, plan, privileges
 from rootless.cli import output
 
 
@@ -34,21 +36,26 @@ def unshare(
 
 
 def ns(
-    pid: Annotated[
-        int | None, typer.Argument(metavar="[PID]", help="show the namespaces of one process", show_default=False)
-    ] = None,
+    whose: Annotated[
+        str, typer.Argument(metavar="[PID|SANDBOX]", help="a process, or a sandbox by name or id", show_default=False)
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the namespaces that you can see, who is in them, and how they nest."""
     from rootless.cli import lsns
 
-    found = lsns.of_process(pid) if pid is not None else lsns.survey()
-    names = {record["pid"]: record["name"] for record in state.running()}
+    if not whose:
+        found = lsns.survey()
+    elif whose.isdecimal() and len(whose) < 8:  # above the kernel's largest pid; ids of sandboxes are longer
+        found = lsns.of_process(int(whose))
+    else:
+        found = lsns.of_sandbox(whose)
     if json:
-        output.json([namespace.summary(names) for namespace in found])
-        return
-    rows = [namespace.row(names) for namespace in lsns.as_tree(found)]
-    output.table(("NAMESPACE", "TYPE", "PROCESSES", "PID", "USER", "COMMAND"), rows)
+        output.json([namespace.summary() for namespace in found])
+    else:
+        # what the other columns leave of a terminal's line
+        width = max(20, shutil.get_terminal_size().columns - 76) if sys.stdout.isatty() else 1 << 20
+        output.table(("NAMESPACE", "TYPE", "PROCESSES", "PID", "USER", "SANDBOX", "COMMAND"), lsns.rows(found, width))
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> int:
