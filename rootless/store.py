@@ -1,4 +1,4 @@
-"""The read side of the image store: which reference is which unpacked layers. Outside; hot, so nothing but os and marshal.
+"""The read side of the image store: which reference is which unpacked layers. Outside; hot: nothing but os, marshal.
 
 A *launch record* answers in one read what the long way (index, manifest, config, layer folders) would answer:
 
@@ -71,20 +71,36 @@ def find(reference: Reference, idmap: IdMap) -> Image | None:
     except (OSError, EOFError, ValueError, TypeError):
         return None
     return Image(
-        reference=name, digest=digest, layers=list(names), env=list(env), entrypoint=list(entrypoint), cmd=list(cmd),
-        working_dir=working_dir, user=user, stop_signal=stop_signal,
-    )  # fmt: skip
+        reference=name,
+        digest=digest,
+        layers=list(names),
+        env=list(env),
+        entrypoint=list(entrypoint),
+        cmd=list(cmd),
+        working_dir=working_dir,
+        user=user,
+        stop_signal=stop_signal,
+    )
 
 
 def encode(image: Image, boot: str) -> bytes:
     """Return the launch record of `image`."""
     return marshal.dumps(
         (
-            FORMAT, image.reference, image.digest, boot, tuple(image.layers), tuple(image.env), tuple(image.entrypoint),
-            tuple(image.cmd), image.working_dir, image.user, image.stop_signal,
+            FORMAT,
+            image.reference,
+            image.digest,
+            boot,
+            tuple(image.layers),
+            tuple(image.env),
+            tuple(image.entrypoint),
+            tuple(image.cmd),
+            image.working_dir,
+            image.user,
+            image.stop_signal,
         ),
         4,
-    )  # fmt: skip
+    )
 
 
 def _read(path: str) -> bytes:

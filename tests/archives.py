@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 BLOCK = 512
 END = bytes(2 * BLOCK)
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, FOLDER, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -23,18 +25,42 @@ def number(value: int | bytes, width: int) -> bytes:
 
 
 def header(
-    name: bytes, kind: bytes = FILE, size: int | bytes = 0, mode: int | bytes = 0o644, uid: int | bytes = 0,
-    gid: int | bytes = 0, mtime: int | bytes = 0, link: bytes = b"", magic: bytes = b"ustar\x0000", major: int = 0,
-    minor: int = 0, prefix: bytes = b"", checksum: bytes = b"", tail: bytes = b"",
-) -> bytes:  # fmt: skip
+    name: bytes,
+    kind: bytes = FILE,
+    size: int | bytes = 0,
+    mode: int | bytes = 0o644,
+    uid: int | bytes = 0,
+    gid: int | bytes = 0,
+    mtime: int | bytes = 0,
+    link: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    major: int = 0,
+    minor: int = 0,
+    prefix: bytes = b"",
+    checksum: bytes = b"",
+    tail: bytes = b"",
+) -> bytes:
     """Return a header block with a right checksum (or the one given)."""
     block = b"".join(
         (
-            name[:100].ljust(100, b"\0"), number(mode, 8), number(uid, 8), number(gid, 8), number(size, 12),
-            number(mtime, 12), b" " * 8, kind, link[:100].ljust(100, b"\0"), magic.ljust(8, b"\0"), b"root".ljust(32, b"\0"),
-            b"root".ljust(32, b"\0"), number(major, 8), number(minor, 8), prefix[:155].ljust(155, b"\0"), bytes(12),
+            name[:100].ljust(100, b"\0"),
+            number(mode, 8),
+            number(uid, 8),
+            number(gid, 8),
+            number(size, 12),
+            number(mtime, 12),
+            b" " * 8,
+            kind,
+            link[:100].ljust(100, b"\0"),
+            magic.ljust(8, b"\0"),
+            b"root".ljust(32, b"\0"),
+            b"root".ljust(32, b"\0"),
+            number(major, 8),
+            number(minor, 8),
+            prefix[:155].ljust(155, b"\0"),
+            bytes(12),
         )
-    )  # fmt: skip
+    )
     if tail:
         block = block[: BLOCK - len(tail)] + tail
     return block[:148] + (checksum or b"%06o\0 " % sum(block)).ljust(8) + block[156:]
@@ -44,20 +70,20 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % BLOCK)
 
 
-def member(name: bytes, data: bytes = b"", kind: bytes = FILE, **fields: object) -> bytes:
+def member(name: bytes, data: bytes = b"", kind: bytes = FILE, **fields: Any) -> bytes:
     """Return a member with its data."""
-    return header(name, kind, **{"size": len(data), **fields}) + padded(data)  # type: ignore[arg-type]
+    return header(name, kind, **{"size": len(data), **fields}) + padded(data)
 
 
-def folder(name: bytes, mode: int = 0o755, **fields: object) -> bytes:
+def folder(name: bytes, mode: int = 0o755, **fields: Any) -> bytes:
     return member(name, kind=FOLDER, mode=mode, **fields)
 
 
-def symlink(name: bytes, target: bytes, **fields: object) -> bytes:
+def symlink(name: bytes, target: bytes, **fields: Any) -> bytes:
     return member(name, kind=SYMLINK, link=target, mode=0o777, **fields)
 
 
-def hardlink(name: bytes, target: bytes, **fields: object) -> bytes:
+def hardlink(name: bytes, target: bytes, **fields: Any) -> bytes:
     return member(name, kind=LINK, link=target, **fields)
 
 
@@ -118,21 +144,31 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "symlink then write": (archive(symlink(b"out", b"../canary"), member(b"out/file", b"x")), "archive-unsafe"),
     "absolute symlink then write": (archive(symlink(b"out", b"/canary"), member(b"out/file", b"x")), "archive-unsafe"),
     "symlink chain": (
-        archive(symlink(b"a", b"b"), symlink(b"b", b".."), member(b"a/canary/file", b"x")), None,
+        archive(symlink(b"a", b"b"), symlink(b"b", b".."), member(b"a/canary/file", b"x")),
+        None,
     ),
     "symlink loop": (archive(symlink(b"a", b"b"), symlink(b"b", b"a"), member(b"a/file", b"x")), "archive-unsafe"),
     "proc symlink": (archive(symlink(b"a", b"/proc/self/cwd/../canary"), member(b"a/file", b"x")), "archive-unsafe"),
     "symlink at the name": (archive(symlink(b"file", b"../canary/file"), member(b"file", b"x")), None),
-    "folder over a symlink": (archive(symlink(b"out", b"../canary"), folder(b"out", 0o777), member(b"out/file", b"x")), None),
+    "folder over a symlink": (
+        archive(symlink(b"out", b"../canary"), folder(b"out", 0o777), member(b"out/file", b"x")),
+        None,
+    ),
     "mode through a symlink": (archive(symlink(b"out", b"../canary/file"), hardlink(b"link", b"out")), None),
     "hardlink out": (archive(hardlink(b"link", b"../canary/file")), "archive-unsafe"),
     "hardlink absolute": (archive(hardlink(b"link", b"/canary/file")), "archive-unsafe"),
-    "hardlink through a symlink": (archive(symlink(b"out", b"../canary"), hardlink(b"link", b"out/file")), "archive-unsafe"),
+    "hardlink through a symlink": (
+        archive(symlink(b"out", b"../canary"), hardlink(b"link", b"out/file")),
+        "archive-unsafe",
+    ),
     "hardlink to a folder": (archive(folder(b"a"), hardlink(b"link", b"a")), "archive-unsafe"),
     "hardlink to nothing": (archive(hardlink(b"link", b"nothing")), "archive-unsafe"),
     "hardlink to the root": (archive(hardlink(b"link", b".")), "archive-unsafe"),
     "hardlink to itself": (archive(member(b"a", b"x"), hardlink(b"a", b"a")), None),
-    "hardlink inside what makes room": (archive(folder(b"a"), member(b"a/b", b"x"), hardlink(b"a", b"a/b")), "archive-unsafe"),
+    "hardlink inside what makes room": (
+        archive(folder(b"a"), member(b"a/b", b"x"), hardlink(b"a", b"a/b")),
+        "archive-unsafe",
+    ),
     "whiteout out": (archive(member(b".wh...")), "archive-unsafe"),
     "whiteout through dot dot": (archive(member(b"../canary/.wh.file")), "archive-unsafe"),
     "whiteout through a symlink": (archive(symlink(b"out", b"../canary"), member(b"out/.wh.file")), "archive-unsafe"),
@@ -148,10 +184,14 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "fifo at passwd": (archive(folder(b"etc"), member(b"etc/passwd", kind=FIFO)), None),
     "device at hosts": (archive(folder(b"etc"), member(b"etc/hosts", kind=CHARACTER, major=1, minor=5)), None),
     "whiteout device": (archive(member(b"null", kind=CHARACTER, major=0, minor=0)), None),
-    "hardlink to a device": (archive(member(b"null", kind=CHARACTER, major=1, minor=3), hardlink(b"other", b"null")), None),
+    "hardlink to a device": (
+        archive(member(b"null", kind=CHARACTER, major=1, minor=3), hardlink(b"other", b"null")),
+        None,
+    ),
     "overlay attributes": (
         archive(
-            pax((b"SCHILY.xattr.user.overlay.redirect", b"/canary"), (b"SCHILY.xattr.trusted.overlay.opaque", b"y")), folder(b"a")
+            pax((b"SCHILY.xattr.user.overlay.redirect", b"/canary"), (b"SCHILY.xattr.trusted.overlay.opaque", b"y")),
+            folder(b"a"),
         ),
         None,
     ),
@@ -192,7 +232,10 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "ends after an extension": (pax((b"path", b"a")), "archive-invalid"),
     "extension before the end": (archive(pax((b"path", b"a"))), "archive-invalid"),
     "pax endless": (archive(header(b"x", b"x", size=1 << 40)), "archive-limit"),
-    "pax too large": (archive(member(b"x", records((b"comment", b"c" * (1 << 21))), b"x"), member(b"a")), "archive-limit"),
+    "pax too large": (
+        archive(member(b"x", records((b"comment", b"c" * (1 << 21))), b"x"), member(b"a")),
+        "archive-limit",
+    ),
     "pax many": (archive(*[pax((b"comment", b"c"))] * 65, member(b"a")), "archive-invalid"),
     "pax malformed": (archive(member(b"x", b"999 path=a\n", b"x"), member(b"a")), "archive-invalid"),
     "pax no newline": (archive(member(b"x", b"9 path=aa", b"x"), member(b"a")), "archive-invalid"),
@@ -202,7 +245,8 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "xattr huge": (archive(pax((b"SCHILY.xattr.user.a", b"v" * 70000)), member(b"a")), "archive-limit"),
     # An extension's own length must not be overridden by the record in the extension before it (CVE-2025-62518).
     "size of an extension": (
-        archive(pax((b"size", b"512")), gnu_long(b"real"), header(b"a", size=512) + bytes(512)), None,
+        archive(pax((b"size", b"512")), gnu_long(b"real"), header(b"a", size=512) + bytes(512)),
+        None,
     ),
     # ── sparse ──
     "sparse overlapping": (archive(old_sparse(b"a", [(0, 512), (0, 512)], 1024, bytes(1024))), "archive-invalid"),
@@ -210,7 +254,10 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "sparse 16 EiB": (archive(old_sparse(b"a", [(0, 512)], (1 << 63) - 1, bytes(512))), "archive-limit"),
     "sparse without data": (archive(old_sparse(b"a", [(0, 512)], 512, b"")), "archive-invalid"),
     "sparse map of letters": (
-        archive(pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")), member(b"a", b"x" * 512)),
+        archive(
+            pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")),
+            member(b"a", b"x" * 512),
+        ),
         "archive-invalid",
     ),
     "sparse map endless": (
@@ -222,10 +269,11 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     ),
     "sparse name out": (
         archive(
-            pax((b"GNU.sparse.name", b"../canary/file"), (b"GNU.sparse.map", b"0,1"), (b"GNU.sparse.size", b"1")), member(b"a", b"x")
+            pax((b"GNU.sparse.name", b"../canary/file"), (b"GNU.sparse.map", b"0,1"), (b"GNU.sparse.size", b"1")),
+            member(b"a", b"x"),
         ),
         "archive-unsafe",
     ),
     # ── depth ──
     "2,000 folders deep": (archive(_deep(2000)), None),
-}  # fmt: skip
+}

@@ -17,7 +17,7 @@ from rootless.errors import SbxError
 from rootless.oci import tar, unpack
 
 
-def read(data: bytes, chunk: int = 0, limits: tar.Limits = tar.Limits()) -> list[tuple[tar.Member, bytes]]:
+def read(data: bytes, chunk: int = 0, limits: tar.Limits = tar.DEFAULT) -> list[tuple[tar.Member, bytes]]:
     """Return all members with their stored data; `chunk` bytes come at once, all if 0."""
     stream = io.BytesIO(data)
     reader = tar.Reader(lambda size: stream.read(min(size, chunk or size)), limits)
@@ -89,7 +89,11 @@ def test_old_folders_are_known_by_their_names() -> None:
 
 def test_headers_without_data_may_claim_some() -> None:
     """As Go reads them: what follows is the next header, not data."""
-    found = read(archive(archives.header(b"d", archives.FOLDER, size=512), archives.header(b"l", archives.LINK, size=512, link=b"d")))
+    found = read(
+        archive(
+            archives.header(b"d", archives.FOLDER, size=512), archives.header(b"l", archives.LINK, size=512, link=b"d")
+        )
+    )
     assert [entry.size for entry, _ in found] == [0, 0]
 
 
@@ -110,7 +114,9 @@ def test_volume_labels_are_told_apart() -> None:
     assert one(archive(member(b"label", kind=b"V"))).kind == tar.VOLUME
 
 
-@pytest.mark.parametrize(("limits", "code"), [(tar.Limits(entries=1), "archive-limit"), (tar.Limits(header=100), "archive-limit")])
+@pytest.mark.parametrize(
+    ("limits", "code"), [(tar.Limits(entries=1), "archive-limit"), (tar.Limits(header=100), "archive-limit")]
+)
 def test_limits(limits: tar.Limits, code: str) -> None:
     with pytest.raises(SbxError) as raised:
         read(archive(member(b"a"), pax((b"comment", b"c" * 200)), member(b"b")), limits=limits)

@@ -96,7 +96,9 @@ def test_missing_parents_are_made(root: Path) -> None:
 
 
 def test_what_is_there_is_counted(root: Path) -> None:
-    summary = into(root, member(b"a", b"12345"), hardlink(b"b", b"a"), member(b"c", b"1"), member(b"c", b"123"), member(b"a", b""))
+    summary = into(
+        root, member(b"a", b"12345"), hardlink(b"b", b"a"), member(b"c", b"1"), member(b"c", b"123"), member(b"a", b"")
+    )
     assert (summary["entries"], summary["files"], summary["size"]) == (5, 3, 8)
 
 
@@ -105,13 +107,27 @@ def test_what_is_there_is_counted(root: Path) -> None:
 
 def test_times_to_the_nanosecond_also_of_folders_and_links(root: Path) -> None:
     time = pax((b"mtime", b"1600000000.123456789"))
-    into(root, time, folder(b"a"), time, member(b"a/b", b"x"), time, symlink(b"a/c", b"b"), time, member(b"a/d", kind=archives.FIFO))
+    into(
+        root,
+        time,
+        folder(b"a"),
+        time,
+        member(b"a/b", b"x"),
+        time,
+        symlink(b"a/c", b"b"),
+        time,
+        member(b"a/d", kind=archives.FIFO),
+    )
     for path in (root / "a", root / "a" / "b", root / "a" / "c", root / "a" / "d"):
         assert path.lstat().st_mtime_ns == 1_600_000_000_123_456_789, path
 
 
 def test_modes(root: Path) -> None:
-    into(root, *(member(b"%o" % mode, mode=mode) for mode in (0o000, 0o111, 0o444, 0o666, 0o777, 0o4755, 0o2711)), folder(b"tmp", 0o1777))
+    into(
+        root,
+        *(member(b"%o" % mode, mode=mode) for mode in (0o000, 0o111, 0o444, 0o666, 0o777, 0o4755, 0o2711)),
+        folder(b"tmp", 0o1777),
+    )
     assert {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in root.iterdir() if path.name != "tmp"} == {
         path.name: path.name for path in root.iterdir() if path.name != "tmp"
     }
@@ -131,7 +147,13 @@ def test_what_a_set_group_id_folder_would_hand_down(root: Path) -> None:
 
 
 def test_user_attributes(root: Path) -> None:
-    summary = into(root, pax((b"SCHILY.xattr.user.a", b"1\x00\n2")), member(b"f"), pax((b"SCHILY.xattr.user.b", b"3")), folder(b"d"))
+    summary = into(
+        root,
+        pax((b"SCHILY.xattr.user.a", b"1\x00\n2")),
+        member(b"f"),
+        pax((b"SCHILY.xattr.user.b", b"3")),
+        folder(b"d"),
+    )
     assert os.getxattr(root / "f", "user.a") == b"1\x00\n2"
     assert os.getxattr(root / "d", "user.b") == b"3"
     assert summary["xattrs_dropped"] == 0
@@ -163,7 +185,11 @@ def test_one_id_owns_all_and_the_rest_is_recorded(root: Path) -> None:
 
 
 def test_devices_are_listed(root: Path) -> None:
-    summary = into(root, member(b"null", kind=archives.CHARACTER, major=1, minor=3, mode=0o666), member(b"sda", kind=archives.BLOCK_DEVICE, major=8))
+    summary = into(
+        root,
+        member(b"null", kind=archives.CHARACTER, major=1, minor=3, mode=0o666),
+        member(b"sda", kind=archives.BLOCK_DEVICE, major=8),
+    )
     assert summary["devices"] == [(b"null", "c", 1, 3, 0o666, 0, 0), (b"sda", "b", 8, 0, 0o644, 0, 0)]
     assert os.listdir(root) == []
 
@@ -223,10 +249,28 @@ def test_overlayfs_takes_them_for_its_own(tmp_path: Path) -> None:
     lower, upper = tmp_path / "lower", tmp_path / "upper"
     for layer in (lower, upper, tmp_path / "merged"):
         layer.mkdir()
-    into(lower, member(b"gone", b"x"), member(b"kept", b"x"), member(b"opaque/old", b"x"), member(b"again/old", b"x"), member(b"merged/old", b"x"))
-    into(upper, member(b".wh.gone"), member(b"opaque/.wh..wh..opq"), member(b"opaque/new"), member(b".wh.again"), folder(b"again"), member(b"merged/new"))
-    script = f"mount -t overlay overlay -o userxattr,lowerdir={upper}:{lower} {tmp_path}/merged && cd {tmp_path}/merged && find . -type f"
-    found = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    into(
+        lower,
+        member(b"gone", b"x"),
+        member(b"kept", b"x"),
+        member(b"opaque/old", b"x"),
+        member(b"again/old", b"x"),
+        member(b"merged/old", b"x"),
+    )
+    into(
+        upper,
+        member(b".wh.gone"),
+        member(b"opaque/.wh..wh..opq"),
+        member(b"opaque/new"),
+        member(b".wh.again"),
+        folder(b"again"),
+        member(b"merged/new"),
+    )
+    options = f"userxattr,lowerdir={upper}:{lower}"
+    script = f"cd {tmp_path} && mount -t overlay overlay -o {options} merged && cd merged && find . -type f"
+    found = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert sorted(found) == ["./kept", "./merged/new", "./merged/old", "./opaque/new"]
 
 

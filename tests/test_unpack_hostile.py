@@ -39,7 +39,9 @@ class Ground:
         stream = io.BytesIO(archive)
         chance = random.Random(len(archive))
         try:
-            return unpack.unpack(lambda size: stream.read(chance.randint(1, min(size, 3000))), fd, single=True, limits=limits)
+            return unpack.unpack(
+                lambda size: stream.read(chance.randint(1, min(size, 3000))), fd, single=True, limits=limits
+            )
         finally:
             os.close(fd)
 
@@ -52,7 +54,9 @@ class Ground:
         for path in (self.folder, self.canary, self.canary / "file"):
             status = path.lstat()
             times = (status.st_mtime_ns, status.st_ctime_ns) if path != self.folder else ()
-            seen.append((status.st_mode, status.st_uid, status.st_nlink if path != self.folder else 0, times, _xattrs(path)))
+            seen.append(
+                (status.st_mode, status.st_uid, status.st_nlink if path != self.folder else 0, times, _xattrs(path))
+            )
         return seen, sorted(os.listdir(self.folder)), os.listdir(self.canary), (self.canary / "file").read_text()
 
 
@@ -155,9 +159,33 @@ def test_depth_is_limited(ground: Ground) -> None:
 
 # ── chance ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-names = st.sampled_from([b"a", b"b", b"a/b", b"a/b/c", b"b/a", b"./a", b"/a", b"..", b"../canary", b"../canary/file", b"a/../b", b".",
-                         b".wh.a", b".wh.b", b"a/.wh.b", b".wh..wh..opq", b"a/.wh..wh..opq", b"canary/file", b"\xff\n", b"a/"])  # fmt: skip
-targets = st.sampled_from([b"a", b"b", b"a/b", b"..", b"../canary", b"../canary/file", b"/", b"/canary", b"/a", b".", b"../../x", b""])
+names = st.sampled_from(
+    [
+        b"a",
+        b"b",
+        b"a/b",
+        b"a/b/c",
+        b"b/a",
+        b"./a",
+        b"/a",
+        b"..",
+        b"../canary",
+        b"../canary/file",
+        b"a/../b",
+        b".",
+        b".wh.a",
+        b".wh.b",
+        b"a/.wh.b",
+        b".wh..wh..opq",
+        b"a/.wh..wh..opq",
+        b"canary/file",
+        b"\xff\n",
+        b"a/",
+    ]
+)
+targets = st.sampled_from(
+    [b"a", b"b", b"a/b", b"..", b"../canary", b"../canary/file", b"/", b"/canary", b"/a", b".", b"../../x", b""]
+)
 kinds = st.sampled_from([b"0", b"0", b"1", b"2", b"2", b"3", b"5", b"5", b"6", b"\0", b"7"])
 members = st.builds(
     lambda name, kind, link, data, mode, uid: archives.member(
@@ -232,9 +260,10 @@ def check_harmless(factory: pytest.TempPathFactory, archive: bytes) -> None:
     mask = os.umask(0o022)
     try:
         ground.unpack(archive)
+        code = "archive-"
     except SbxError as error:
-        assert error.code.startswith(("archive-", "unpack-failed", "disk-full")), error
-        assert error.code != "unpack-failed", error
+        code = error.code
+    assert code.startswith("archive-")
     assert os.umask(mask) == 0o022
     assert ground.outside() == before
     ground.clear()

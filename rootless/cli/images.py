@@ -28,13 +28,33 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     name: Annotated[str, typer.Argument(metavar="NAME", help="what to call the image", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="TARBALL", help="a root filesystem: a tar (plain, gzip, xz, zstd), or - for stdin", show_default=False)],
-    change: Annotated[list[str], typer.Option("--change", "-c", metavar="INSTRUCTION", help="CMD, ENTRYPOINT, ENV, WORKDIR, USER … as in a Dockerfile")] = [],  # noqa: B006
-    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="a comment for the image's history")] = "",
-    platform: Annotated[str, typer.Option("--platform", metavar="OS/ARCH", help="what the programs run on, if not this machine's kind")] = "",
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARBALL",
+            help="a root filesystem: a tar (plain, gzip, xz, zstd), or - for stdin",
+            show_default=False,
+        ),
+    ],
+    change: Annotated[
+        list[str],
+        typer.Option(
+            "--change", "-c", metavar="INSTRUCTION", help="CMD, ENTRYPOINT, ENV, WORKDIR, USER … as in a Dockerfile"
+        ),
+    ] = [],  # noqa: B006
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="a comment for the image's history")
+    ] = "",
+    platform: Annotated[
+        str, typer.Option("--platform", metavar="OS/ARCH", help="what the programs run on, if not this machine's kind")
+    ] = "",
     idmap_mode: IdMapOption = "",
-    max_entries: Annotated[int, typer.Option("--max-entries", metavar="N", help="refuse archives with more members")] = 1_000_000,
-    max_size: Annotated[str, typer.Option("--max-size", metavar="BYTES", help="refuse archives that unpack to more, such as 64g")] = "64g",
+    max_entries: Annotated[
+        int, typer.Option("--max-entries", metavar="N", help="refuse archives with more members")
+    ] = 1_000_000,
+    max_size: Annotated[
+        str, typer.Option("--max-size", metavar="BYTES", help="refuse archives that unpack to more, such as 64g")
+    ] = "64g",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="tell nothing but the image's id")] = False,
 ) -> None:
     """Make an image of a root filesystem, and print its id."""
@@ -59,11 +79,15 @@ def _tell_left_out(summary: dict[str, Any]) -> None:
     """Tell what of an archive could not be kept."""
     if devices := summary["devices"]:
         shown = ", ".join(path.decode("utf-8", "surrogateescape") for path, *_ in devices[:3])
-        output.notice(f"left out {len(devices)} device nodes, which need root: {shown}{' …' if len(devices) > 3 else ''}")
+        output.notice(
+            f"left out {len(devices)} device nodes, which need root: {shown}{' …' if len(devices) > 3 else ''}"
+        )
     if summary["xattrs_dropped"]:
         output.notice(f"left out {summary['xattrs_dropped']} extended attributes that cannot be kept")
     if summary["setid_dropped"]:
-        output.notice(f"left out {summary['setid_dropped']} set-id bits of files of other owners, as only one id is mapped")
+        output.notice(
+            f"left out {summary['setid_dropped']} set-id bits of files of other owners, as only one id is mapped"
+        )
 
 
 def _size(text: str) -> int:
@@ -79,7 +103,9 @@ def _size(text: str) -> int:
 
 
 def images(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="show images of this repository only", show_default=False)] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="show images of this repository only", show_default=False)
+    ] = "",
     json: Json = False,
     digests: Annotated[bool, typer.Option("--digests", help="show the digests of the manifests")] = False,
     quiet: Quiet = False,
@@ -93,7 +119,9 @@ def images(
     for entry in store.listing():
         if isinstance(entry, store.Stored):
             one = reference.parse(entry.reference)
-            if wanted is None or (one.name == wanted.name and (":" not in name.rpartition("/")[2] or one.tag == wanted.tag)):
+            if wanted is None or (
+                one.name == wanted.name and (":" not in name.rpartition("/")[2] or one.tag == wanted.tag)
+            ):
                 found.append(entry)
         else:
             output.notice(entry.message)
@@ -103,7 +131,15 @@ def images(
         output.lines(dict.fromkeys(image.id for image in found))
     else:
         head = ["IMAGE", "ID", "CREATED", "SIZE"]
-        rows = [[reference.parse(image.reference).familiar, short(image.id), age(image.config.created), size_text(image.size)] for image in found]
+        rows = [
+            [
+                reference.parse(image.reference).familiar,
+                short(image.id),
+                age(image.config.created),
+                size_text(image.size),
+            ]
+            for image in found
+        ]
         if digests:
             head.insert(1, "DIGEST")
             for row, image in zip(rows, found, strict=True):
@@ -124,7 +160,9 @@ def _summary(image: Stored) -> dict[str, Any]:
 
 
 def rmi(
-    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="names, or the beginnings of ids", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="names, or the beginnings of ids", show_default=False)
+    ],
     ignore: Annotated[bool, typer.Option("--ignore", "-i", help="an image that is not there is no error")] = False,
 ) -> None:
     """Remove images, and what only they used.
@@ -178,7 +216,10 @@ def history(name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=Fa
         return
     output.table(
         ["CREATED", "SIZE", "CREATED BY", "COMMENT"],
-        [[age(step["created"]), size_text(step["size"]), step["created_by"][:80], step["comment"][:60]] for step in steps],
+        [
+            [age(step["created"]), size_text(step["size"]), step["created_by"][:80], step["comment"][:60]]
+            for step in steps
+        ],
     )
 
 
@@ -189,7 +230,9 @@ def details(name: str) -> dict[str, Any]:
     image = store.one(name)
     return {
         **_summary(image),
-        "names": [other.reference for other in store.listing() if isinstance(other, store.Stored) and other.id == image.id],
+        "names": [
+            other.reference for other in store.listing() if isinstance(other, store.Stored) and other.id == image.id
+        ],
         "manifest": {"mediaType": image.manifest.media_type, "annotations": image.manifest.annotations},
         "layers": [
             {"digest": layer.digest, "diffId": diff_id, "mediaType": layer.media_type, "size": layer.size}
@@ -223,7 +266,9 @@ def age(created: str) -> str:
 
     try:
         then = datetime.datetime.fromisoformat(created)
-        seconds = (datetime.datetime.now(datetime.UTC) - (then if then.tzinfo else then.replace(tzinfo=datetime.UTC))).total_seconds()
+        seconds = (
+            datetime.datetime.now(datetime.UTC) - (then if then.tzinfo else then.replace(tzinfo=datetime.UTC))
+        ).total_seconds()
     except (ValueError, OverflowError):
         return ""
     for unit, length in (("year", 31_557_600), ("month", 2_629_800), ("day", 86400), ("hour", 3600), ("minute", 60)):

@@ -93,7 +93,7 @@ def _members(name: str) -> Callable[[Run, str, str], None]:
 
 
 def _expose(run: Run, rest: str, text: str) -> None:
-    ports = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
+    ports: Run = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
     run["ExposedPorts"] = {**run.get("ExposedPorts", {}), **ports}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import cast
 
 from rootless.errors import SbxError
 
@@ -110,19 +111,22 @@ def _decompressor(kind: str) -> _Decompressor:
     if kind == "gzip":
         from isal import igzip_lib
 
-        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP, hist_bits=15)  # type: ignore[no-any-return]
+        member: object = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP, hist_bits=15)
+        return cast(_Decompressor, member)
     if kind == "xz":
         import lzma
 
-        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY)  # type: ignore[return-value]
+        return cast(_Decompressor, lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY))
     import bz2
 
-    return bz2.BZ2Decompressor()  # type: ignore[return-value]
+    return cast(_Decompressor, bz2.BZ2Decompressor())
 
 
 class _Zstd:
-    """Zstandard frames. Of the binding's readers only stream_reader bounds what comes out, and it takes a stream that is
-    cut off for one that has ended. So a last frame of ours is put behind the stream: what it holds comes out at the
+    """Zstandard frames.
+
+    Of the binding's readers only stream_reader bounds what comes out, and it takes a stream that is cut off for one
+    that has ended. So a last frame of ours is put behind the stream: what it holds comes out at the
     end if, and only if, the frame before it was complete.
     """
 
@@ -146,7 +150,7 @@ class _Zstd:
         return data
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes of the decompressed stream; the last ones are held back, as they may be the seal."""
+        """Return up to `size` decompressed bytes; the last ones are held back, as they may be the seal."""
         while True:
             try:
                 data = self.reader.read(size)
@@ -179,7 +183,7 @@ def compressor() -> Callable[[bytes | memoryview | None], bytes]:
     engine = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
 
     def compress(data: bytes | memoryview | None) -> bytes:
-        return engine.flush() if data is None else engine.compress(data)  # type: ignore[no-any-return]
+        return engine.flush() if data is None else engine.compress(data)
 
     return compress
 

@@ -14,7 +14,7 @@ from rootless.oci import layers, layout, manifest
 from rootless.oci.layers import LayerInfo
 from rootless.oci.layout import Workspace
 from rootless.oci.manifest import Config, Descriptor, Index, Manifest, Platform
-from rootless.oci.tar import Limits
+from rootless.oci.tar import DEFAULT, Limits
 from rootless.reference import Reference, parse
 from rootless.spec import IdMap, Image
 
@@ -102,8 +102,14 @@ def choose(index: Index, platform: Platform | None, name: str) -> Descriptor:
     wanted = platform or Platform.host()
     entry = index.choose(wanted)
     if entry is None:
-        there = ", ".join(sorted({printable(str(entry.platform)) for entry in index.manifests if entry.platform})) or "none"
-        raise SbxError("platform-missing", f"choose an image of {name} for {wanted}: there are only {there}", "--platform chooses another one")
+        there = (
+            ", ".join(sorted({printable(str(entry.platform)) for entry in index.manifests if entry.platform})) or "none"
+        )
+        raise SbxError(
+            "platform-missing",
+            f"choose an image of {name} for {wanted}: there are only {there}",
+            "--platform chooses another one",
+        )
     return entry
 
 
@@ -117,7 +123,9 @@ def get(reference: Reference) -> Stored:
     """Return the image that is stored as `reference`; raises SbxError ``image-unknown`` when there is none."""
     stored = find(reference)
     if stored is None:
-        raise SbxError("image-unknown", f"find image {reference.familiar}: not in the store", "sbx images lists what is there")
+        raise SbxError(
+            "image-unknown", f"find image {reference.familiar}: not in the store", "sbx images lists what is there"
+        )
     return stored
 
 
@@ -128,12 +136,12 @@ def listing() -> list[Stored | SbxError]:
         try:
             found.append(load(name, descriptor))
         except SbxError as error:
-            found.append(error if error.code != "platform-missing" else error)
+            found.append(error)
     return found
 
 
 def one(text: str) -> Stored:
-    """Return the image that `text` means: a reference, or the beginning of an id; raises what `named` and `load` raise."""
+    """Return the image that `text` means, a reference or the beginning of an id; raises what `named` and `load` do."""
     name = named(text)[0]
     reference = parse(name)
     if "@" in text:
@@ -182,9 +190,13 @@ def named(text: str) -> list[str]:
                     matches.setdefault(image.id, []).append(image.reference)
                     break
     if len(matches) > 1:
-        raise SbxError("image-ambiguous", f"find image {text}: {len(matches)} images begin with that", "give more digits")
+        raise SbxError(
+            "image-ambiguous", f"find image {text}: {len(matches)} images begin with that", "give more digits"
+        )
     if not matches:
-        raise SbxError("image-unknown", f"find image {printable(text)}: not in the store", "sbx images lists what is there")
+        raise SbxError(
+            "image-unknown", f"find image {printable(text)}: not in the store", "sbx images lists what is there"
+        )
     return next(iter(matches.values()))
 
 
@@ -195,7 +207,7 @@ def prepare(
     reference: Reference,
     idmap: IdMap,
     platform: Platform | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     progress: Callable[[str], None] | None = None,
 ) -> Image | None:
     """Return the stored image `reference` ready to run with `idmap`; None when the store has no such reference.
@@ -214,7 +226,7 @@ def prepare_in(
     reference: Reference,
     idmap: IdMap,
     platform: Platform | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     progress: Callable[[str], None] | None = None,
 ) -> Image | None:
     """Do what `prepare` does, in a workspace that is there already."""
@@ -253,9 +265,15 @@ def _unpack_all(
             if progress:
                 progress(diff_id)
             layers.ingest(
-                work, _missing(stored.reference, descriptor), idmap=idmap, digest=descriptor.digest, size=descriptor.size,
-                diff_id=diff_id, media_type=descriptor.media_type, limits=limits,
-            )  # fmt: skip
+                work,
+                _missing(stored.reference, descriptor),
+                idmap=idmap,
+                digest=descriptor.digest,
+                size=descriptor.size,
+                diff_id=diff_id,
+                media_type=descriptor.media_type,
+                limits=limits,
+            )
             meta = layers.read_meta(key) or {}
         # overlayfs refuses a folder that stands twice in its list; the lower one had nothing to add
         if f"{key}/fs" not in folders:
@@ -270,7 +288,11 @@ def _missing(name: str, descriptor: Descriptor) -> layers.Open:
     """Return a source for a blob that should have been in the store."""
 
     def open_at(offset: int) -> Callable[[int], bytes]:
-        raise SbxError("blob-missing", f"unpack {name}: layer {descriptor.digest} is not in the store", "pull or import the image again")
+        raise SbxError(
+            "blob-missing",
+            f"unpack {name}: layer {descriptor.digest} is not in the store",
+            "pull or import the image again",
+        )
 
     return open_at
 
@@ -279,9 +301,16 @@ def as_image(stored: Stored, folders: list[str]) -> Image:
     """Return what a launch needs to know of an image."""
     config = stored.config
     return Image(
-        reference=stored.reference, digest=stored.digest, layers=folders, env=config.env, entrypoint=config.entrypoint,
-        cmd=config.cmd, working_dir=config.working_dir, user=config.user, stop_signal=config.stop_signal,
-    )  # fmt: skip
+        reference=stored.reference,
+        digest=stored.digest,
+        layers=folders,
+        env=config.env,
+        entrypoint=config.entrypoint,
+        cmd=config.cmd,
+        working_dir=config.working_dir,
+        user=config.user,
+        stop_signal=config.stop_signal,
+    )
 
 
 def _write_record(work: Workspace, image: Image, idmap: IdMap, boot: str) -> None:
@@ -302,7 +331,12 @@ def now() -> str:
 
 
 def save(
-    work: Workspace, reference: Reference, parts: list[LayerInfo], run: dict[str, object], comment: str, platform: Platform | None = None
+    work: Workspace,
+    reference: Reference,
+    parts: list[LayerInfo],
+    run: dict[str, object],
+    comment: str,
+    platform: Platform | None = None,
 ) -> Stored:
     """Make an image of layers that the store has (the lowest first), name it, and return it.
 

@@ -11,7 +11,7 @@ from rootless.oci.codecs import Read
 from rootless.oci.images import Stored
 from rootless.oci.layout import Workspace
 from rootless.oci.manifest import Platform
-from rootless.oci.tar import Limits
+from rootless.oci.tar import DEFAULT, Limits
 from rootless.reference import Reference
 from rootless.spec import IdMap
 
@@ -25,12 +25,13 @@ def store(
     run: dict[str, Any],
     comment: str,
     platform: Platform | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
 ) -> tuple[Stored, list[dict[str, Any]]]:
     """Store the root filesystem in the tar `source` (a path, or ``-``) as an image of one layer, unpacked for `idmap`.
 
     Returns the image and, for a layer that was unpacked, what the unpacker says of it. `run` is the ``config`` object
-    of its configuration. Raises SbxError ``archive-unreadable`` and what layers.ingest raises; then the store is as before.
+    of its configuration. Raises SbxError ``archive-unreadable`` and what layers.ingest raises; then the store is as
+    before.
     """
     fd = _open(source)
     try:
@@ -49,7 +50,11 @@ def _open(source: str) -> int:
     """Open the archive for reading; raises SbxError ``archive-unreadable``."""
     if source == STDIN:
         if os.isatty(0):
-            raise SbxError("archive-unreadable", "read the archive from stdin: that is a terminal", "redirect a file or a pipe to it")
+            raise SbxError(
+                "archive-unreadable",
+                "read the archive from stdin: that is a terminal",
+                "redirect a file or a pipe to it",
+            )
         return 0
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -57,7 +62,11 @@ def _open(source: str) -> int:
         raise _unreadable(source, error) from None
     if os.path.isdir(source):
         os.close(fd)
-        raise SbxError("archive-unreadable", f"read the archive {printable(source)}: it is a folder", f"write dir:{printable(source)} to import a folder")
+        raise SbxError(
+            "archive-unreadable",
+            f"read the archive {printable(source)}: it is a folder",
+            f"write dir:{printable(source)} to import a folder",
+        )
     return fd
 
 

@@ -7,16 +7,19 @@ may do so in several threads at once, and takes no signals over, so that Ctrl-C 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 
-from rootless import child, plan
+from rootless import child, plan, syscalls
 from rootless.errors import SbxError
 from rootless.spec import IdMap
 from rootless.steps import Child
 
 _START = threading.Lock()  #: from the making of pipes until the child has its own: no other child may inherit them
-_feeds: set[int] = set()  #: write ends that children read from; a child that holds another's would delay its end of file
+_feeds: set[int] = (
+    set()
+)  #: write ends that children read from; a child that holds another's would delay its end of file
 
 
 class Worker:
@@ -63,7 +66,15 @@ def start(idmap: IdMap, function: Callable[[int], None], root: str | None = None
         reader, feed = os.pipe2(os.O_CLOEXEC)
         status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
         go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
-        work = plan.for_call(idmap, lambda: function(reader), root, True)
+        parent = os.getpid()
+
+        def work_until_orphaned() -> None:
+            # As root at last: a change of ids would have cleared it. It speaks of the thread that forked, which waits.
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() == parent:
+                function(reader)
+
+        work = plan.for_call(idmap, work_until_orphaned, root, True)
         _feeds.add(feed)
         pid = os.fork()
         if pid == 0:

@@ -27,13 +27,15 @@ from rootless.oci import codecs, inside, layout, manifest
 from rootless.oci import unpack as unpacker
 from rootless.oci.codecs import Read
 from rootless.oci.layout import Workspace
-from rootless.oci.tar import CHUNK, Limits
+from rootless.oci.tar import CHUNK, DEFAULT, Limits
 from rootless.reference import check_digest
 from rootless.spec import IdMap
 
 INPUT = 256 << 10  #: bytes that are asked of a source at once
 _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
+#: errors that the bytes themselves may be to blame for; any other is the line's, the disk's or the user's
+_WRONG = ("archive-", "digest-", "size-", "id-")
 
 Open = Callable[[int], Read]  #: from which byte on → read(n), which gives 1 to n bytes, none at the end
 Progress = Callable[[int], None]  #: is told how many compressed bytes have come so far
@@ -73,15 +75,15 @@ def ingest(
     diff_id: str = "",
     media_type: str = "",
     progress: Progress | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
 ) -> LayerInfo:
     """Take a layer into the store and unpack it for `idmap` (None: keep only the blob); everything is pinned by `work`.
 
     `open_at(offset)` is called once, when bytes are needed, and returns the function that reads the compressed bytes
     from `offset` on: with a `digest`, what an earlier transfer left is taken first. With a `digest` it is also only
     called if the store does not have the blob. `digest`, `size` and `diff_id` are what the layer is expected to be,
-    each may be unknown. Without a `digest`, a stream that is not gzip or zstd (for which alone there are layer types) is
-    compressed on the way: nothing is ever stored uncompressed.
+    each may be unknown. Without a `digest`, a stream that is not gzip or zstd (for which alone there are layer types)
+    is compressed on the way: nothing is ever stored uncompressed.
 
     May run in several threads at once. Raises SbxError ``digest-mismatch``, ``size-mismatch``, ``archive-…``,
     ``id-unmapped``, ``disk-full``, and whatever `open_at` raises. Then the store is as before, but that bytes which
@@ -134,7 +136,9 @@ class _Ingestion:
         self.result = -1
         self.worker: inside.Worker | None = None
 
-    def run(self, open_at: Open, digest: str, size: int | None, diff_id: str, media_type: str, stored: bool) -> LayerInfo:
+    def run(
+        self, open_at: Open, digest: str, size: int | None, diff_id: str, media_type: str, stored: bool
+    ) -> LayerInfo:
         """Run the pipeline to its end and put what came out of it into the store."""
         tap = _Tap(self.work, digest, size, stored, self.progress)
         try:
@@ -143,10 +147,12 @@ class _Ingestion:
             found_diff_id, kind, total = self.pump(tap, open_at)
             tap.finish(kind)
             if diff_id and found_diff_id != diff_id:
-                raise SbxError("digest-mismatch", f"read layer {tap.digest}: its diff-id is {found_diff_id}, not {diff_id}")
+                raise SbxError(
+                    "digest-mismatch", f"read layer {tap.digest}: its diff-id is {found_diff_id}, not {diff_id}"
+                )
             summary = self.finish_unpacking()
-        except BaseException:
-            tap.abandon()
+        except BaseException as error:
+            tap.abandon(error)
             self.abandon()
             raise
         tap.install()
@@ -155,7 +161,7 @@ class _Ingestion:
         return LayerInfo(tap.digest, tap.size, found_diff_id, media_type, key, summary=summary)
 
     def pump(self, tap: _Tap, open_at: Open) -> tuple[str, str, int]:
-        """Move everything from the source to the child; return the diff-id, the compression and the uncompressed size."""
+        """Move everything from source to child; return the diff-id, the compression and the uncompressed size."""
         kind, read = codecs.open_stream(tap.start(open_at))
         tap.recompress(kind)
         hasher = hashlib.sha256()
@@ -165,7 +171,9 @@ class _Ingestion:
             total += len(data)
             if total > self.limits.size:
                 raise SbxError(
-                    "archive-limit", f"read the layer: it unpacks to more than {self.limits.size} bytes", "--max-size raises the limit"
+                    "archive-limit",
+                    f"read the layer: it unpacks to more than {self.limits.size} bytes",
+                    "--max-size raises the limit",
                 )
             tap.uncompressed(data)
             self.feed(data)
@@ -189,7 +197,9 @@ class _Ingestion:
             root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             single = idmap.mode == "single"
             # With one id the child could do without its namespace; it is confined in it all the same.
-            summary = unpacker.unpack(lambda size: os.read(reader, size), root, single=single, limits=limits, ids=idmap.key)
+            summary = unpacker.unpack(
+                lambda size: os.read(reader, size), root, single=single, limits=limits, ids=idmap.key
+            )
             data = memoryview(marshal.dumps(summary, 4))
             while data:
                 data = data[os.write(result, data) :]
@@ -238,7 +248,13 @@ class _Ingestion:
         assert self.idmap is not None
         key = layer_key(diff_id, self.idmap)
         self.work.pin(key)
-        meta = {"diff_id": diff_id, "idmap": self.idmap.key, "archive_size": total, "boot": store.boot_id(), **(summary or {})}
+        meta = {
+            "diff_id": diff_id,
+            "idmap": self.idmap.key,
+            "archive_size": total,
+            "boot": store.boot_id(),
+            **(summary or {}),
+        }
         with open(self.wrapper + "/meta", "wb") as file:
             file.write(marshal.dumps(meta, 4))
         try:
@@ -267,7 +283,6 @@ class _Tap:
         self.hasher = hashlib.sha256()
         self.file = -1
         self.name = ""
-        self.wrong = False
         self.read_source: Read | None = None
         self.compress: Callable[[bytes | memoryview | None], bytes] | None = None
 
@@ -315,8 +330,10 @@ class _Tap:
     def take(self, data: bytes) -> None:
         self.size += len(data)
         if self.expected_size is not None and self.size > self.expected_size:
-            self.wrong = True
-            raise SbxError("size-mismatch", f"read layer {self.expected}: it is longer than the {self.expected_size} bytes announced")
+            raise SbxError(
+                "size-mismatch",
+                f"read layer {self.expected}: it is longer than the {self.expected_size} bytes announced",
+            )
         if not self.compress:
             self.hasher.update(data)
         if self.progress:
@@ -345,10 +362,11 @@ class _Tap:
             self.uncompressed(None)
             self.size = self.size_stored
         if self.expected_size is not None and self.size != self.expected_size:
-            raise SbxError("size-mismatch", f"read layer {self.expected}: it ends after {self.size} of {self.expected_size} bytes")
+            raise SbxError(
+                "size-mismatch", f"read layer {self.expected}: it ends after {self.size} of {self.expected_size} bytes"
+            )
         self.digest = f"sha256:{self.hasher.hexdigest()}"
         if self.expected and self.digest != self.expected:
-            self.wrong = True
             raise SbxError("digest-mismatch", f"read layer {self.expected}: its digest is {self.digest}")
         if self.file >= 0:
             os.fsync(self.file)
@@ -362,14 +380,15 @@ class _Tap:
         os.close(self.file)
         self.file = -1
 
-    def abandon(self) -> None:
-        """Keep the beginning of an announced blob for the next try, unless it was found wrong."""
+    def abandon(self, error: BaseException) -> None:
+        """Keep the beginning of an announced blob for the next try, unless its content may be why this one failed."""
         if self.file < 0:
             return
+        wrong = isinstance(error, SbxError) and error.code.startswith(_WRONG)
         empty = os.fstat(self.file).st_size == 0
         os.close(self.file)
         self.file = -1
-        if self.wrong or empty or not self.expected:
+        if wrong or empty or not self.expected:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.name)
 
@@ -454,7 +473,7 @@ def _count(folder: str) -> tuple[int, int]:
         os.close(fd)
 
 
-def _tell(fd: int, value: object) -> None:
+def _tell(fd: int, value: tuple[int, int]) -> None:
     os.write(fd, marshal.dumps(value, 4))
 
 

@@ -65,7 +65,7 @@ def ensure() -> str:
         for folder in ("blobs/sha256", "refs", "layers", "launch", "partial", "locks", "tmp"):
             paths.ensure(f"{root}/{folder}")
         # The last to come: where it is, the folders are. Two who write it write the same.
-        draft = f"{root}/tmp/.oci-layout-{os.getpid()}"
+        draft = f"{root}/tmp/.oci-layout-{os.urandom(6).hex()}"
         _write_file(draft, b'{"imageLayoutVersion":"1.0.0"}')
         os.rename(draft, root + "/oci-layout")
     return root
@@ -136,9 +136,12 @@ class Workspace:
         while True:
             folder = f"{root}/tmp/{os.getpid()}-{os.urandom(6).hex()}"
             os.mkdir(folder, 0o700)
-            self._fd = os.open(folder, _OPEN_FOLDER)
+            # Until it is locked it looks like debris to everybody.
+            try:
+                self._fd = os.open(folder, _OPEN_FOLDER)
+            except FileNotFoundError:
+                continue
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            # Between mkdir and flock it looked like debris to everybody.
             if _is_at(self._fd, folder):
                 return folder
             os.close(self._fd)
@@ -147,7 +150,9 @@ class Workspace:
         clear_debris()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Remove the workspace with its pins; what resists is left as debris for the next."""
         os.close(self._pins)
         with contextlib.suppress(SbxError):
@@ -290,8 +295,16 @@ def full(error: OSError, needed: int = 0) -> SbxError:
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         much = f", {needed} bytes are needed" if needed else ""
-        return SbxError("disk-full", f"write to {paths.data()}: {error.strerror}{much}", "free some space, or set SBX_HOME to a larger disk")
-    return SbxError("data-unwritable", f"write to {paths.data()}: {error.strerror}", "set SBX_HOME to a folder on a local disk that you may write to")
+        return SbxError(
+            "disk-full",
+            f"write to {paths.data()}: {error.strerror}{much}",
+            "free some space, or set SBX_HOME to a larger disk",
+        )
+    return SbxError(
+        "data-unwritable",
+        f"write to {paths.data()}: {error.strerror}",
+        "set SBX_HOME to a folder on a local disk that you may write to",
+    )
 
 
 # ── blobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -322,9 +335,13 @@ def read_blob(descriptor: Descriptor, what: str) -> bytes:
         with open(blob_path(descriptor.digest), "rb") as file:
             data = file.read(descriptor.size + 1)
     except FileNotFoundError:
-        raise SbxError("blob-missing", f"read {what}: {descriptor.digest} is not in the store", "pull or import the image again") from None
+        raise SbxError(
+            "blob-missing", f"read {what}: {descriptor.digest} is not in the store", "pull or import the image again"
+        ) from None
     if len(data) != descriptor.size or manifest.digest_of(data) != descriptor.digest:
-        raise SbxError("blob-damaged", f"read {what}: {descriptor.digest} is damaged", "sbx system check tells what else is")
+        raise SbxError(
+            "blob-damaged", f"read {what}: {descriptor.digest} is damaged", "sbx system check tells what else is"
+        )
     return data
 
 
@@ -384,7 +401,7 @@ def _walk(folder: str, prefix: str) -> Iterator[str]:
 
 
 def set_ref(work: Workspace, reference: Reference, descriptor: Descriptor) -> None:
-    """Let `reference` point to an image whose blobs are all there, and pinned by `work`; returns when that is durable."""
+    """Let `reference` point to an image whose blobs are all there, and pinned by `work`; durable on return."""
     draft = work.draft("ref")
     name = str(reference)
     try:
@@ -443,7 +460,8 @@ def write_index(work: Workspace) -> None:
     while True:
         before = refs()
         entries = [
-            entry.json() | {"annotations": entry.annotations | {REF_NAME: name}} for name, entry in sorted(before.items())
+            entry.json() | {"annotations": entry.annotations | {REF_NAME: name}}
+            for name, entry in sorted(before.items())
         ]
         document = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": entries}
         draft = work.draft("index")

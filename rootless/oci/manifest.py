@@ -46,9 +46,8 @@ LAYERS = {
     DOCKER_LAYER.removesuffix(".gzip") + ".zstd": "zstd",
 }
 #: registries must not hand these out; where their `urls` lead, nobody knows (CVE-2020-15157)
-FOREIGN_LAYERS = tuple(
-    OCI_LAYER.replace("layer", "layer.nondistributable") + suffix for suffix in ("", "+gzip", "+zstd")
-) + (
+FOREIGN_LAYERS = (
+    *(OCI_LAYER.replace("layer", "layer.nondistributable") + suffix for suffix in ("", "+gzip", "+zstd")),
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
@@ -402,7 +401,7 @@ def parse_config(data: bytes, what: str = "the image's config") -> Config:
     diff_ids = rootfs.texts("diff_ids")
     for diff_id in diff_ids:
         _check_diff_id(diff_id, what)
-    known = "User ExposedPorts Env Entrypoint Cmd Volumes WorkingDir Labels StopSignal ArgsEscaped Healthcheck OnBuild Shell"
+    known = "User ExposedPorts Env Entrypoint Cmd Volumes WorkingDir Labels StopSignal Healthcheck OnBuild Shell"
     run = _Fields(document.get("config") or {}, f"{what}: config", known)
     env = run.texts("Env")
     for entry in env:

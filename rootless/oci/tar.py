@@ -45,12 +45,17 @@ class Limits(NamedTuple):
     xattr: int = 64 << 10  #: bytes of one extended attribute; the kernel's own limit
 
 
+DEFAULT = Limits()
+
+
 class Member:
     """One member as its headers tell it, unchecked but for numbers: names are raw bytes, ids at most ID_LIMIT."""
 
     __slots__ = ("gid", "kind", "link", "major", "minor", "mode", "mtime", "name", "size", "sparse", "uid", "xattrs")
 
-    def __init__(self, name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes) -> None:
+    def __init__(
+        self, name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes
+    ) -> None:
         self.name = name
         self.kind = kind
         self.mode = mode
@@ -73,7 +78,7 @@ class Reader:
     ``archive-invalid`` with the place, ``archive-limit`` when `limits` are crossed.
     """
 
-    def __init__(self, read: Callable[[int], bytes], limits: Limits = Limits()) -> None:
+    def __init__(self, read: Callable[[int], bytes], limits: Limits = DEFAULT) -> None:
         self._read = read
         self._limits = limits
         self._buffer = b""
@@ -204,11 +209,16 @@ class Reader:
         checksum = fields[6]
         # the checksum counts itself as eight spaces
         total = sum(block) - sum(checksum) + 256
-        if (stated := self._number(checksum, "checksum")) != total:
+        if not self._matches(checksum, total):
             signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-            if stated != signed:
-                raise self._invalid("a header's checksum is wrong" if self._base + self._at > BLOCK else "this is not a tar archive")
+            if not self._matches(checksum, signed):
+                first = self._base + self._at == BLOCK
+                raise self._invalid("this is not a tar archive" if first else "a header's checksum is wrong")
         return fields
+
+    def _matches(self, checksum: bytes, total: int) -> bool:
+        text = checksum.partition(b"\0")[0].strip()
+        return text.isdigit() and not text.strip(b"01234567") and int(text, 8) == total
 
     def _number(self, field: bytes, what: str) -> int:
         """Read an octal number, or a base-256 one as GNU tar writes it when octal is too short."""
@@ -288,7 +298,7 @@ class Reader:
             number(fields[5], "time") * 1_000_000_000,
             fields[8].partition(b"\0")[0] if long_link is None else long_link,
         )
-        if kind == CHARACTER or kind == BLOCK_DEVICE:
+        if kind in (CHARACTER, BLOCK_DEVICE):
             member.major, member.minor = number(fields[13], "device number"), number(fields[14], "device number")
         if records or self._globals:
             self._apply(member, {**self._globals, **records})

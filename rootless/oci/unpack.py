@@ -23,7 +23,7 @@ from typing import Any
 from rootless import syscalls, trees
 from rootless.errors import SbxError, printable
 from rootless.oci import tar
-from rootless.oci.tar import Limits, Member
+from rootless.oci.tar import DEFAULT, Limits, Member
 
 OPAQUE = b"user.overlay.opaque"
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
@@ -42,15 +42,18 @@ Summary = dict[str, Any]
 
 
 def unpack(
-    read: Callable[[int], bytes], root: int, *, single: bool = False, limits: Limits = Limits(), ids: str = ""
+    read: Callable[[int], bytes], root: int, *, single: bool = False, limits: Limits = DEFAULT, ids: str = ""
 ) -> Summary:
     """Unpack the tar that `read` gives into the open, empty folder `root`, and return what is to be known of it.
 
     With `single`, everything belongs to the caller: owners, and modes that had to be widened, are told in the result.
-    `ids` names the id map in error messages. The result holds only what marshal can write: ``entries`` (members),
-    ``files`` and ``size`` (regular files that are there at the end, and their bytes at full length), ``devices`` (path, kind, major, minor, mode, uid, gid), ``owners`` (path → uid, gid, mode; with
-    `single` alone, where they differ from 0, 0 and what is on disk), ``xattrs_dropped`` and ``setid_dropped`` (counts),
-    ``opaque`` (the root hides all layers below).
+    `ids` names the id map in error messages. The result holds only what marshal can write:
+
+    - ``entries``: members; ``files`` and ``size``: regular files that are there at the end, and their full lengths
+    - ``devices``: (path, kind, major, minor, mode, uid, gid) of those that could not be made
+    - ``owners``: path → (uid, gid, mode) with `single`, where that differs from 0, 0 and what is on disk
+    - ``xattrs_dropped``, ``setid_dropped``: counts
+    - ``opaque``: the root hides all layers below
 
     Raises SbxError (``archive-…``, ``id-unmapped``, ``disk-full``, ``unpack-failed``); then the folder holds anything,
     and is the caller's to remove.
@@ -272,7 +275,7 @@ class _Unpacker:
         self.folders[path] = member
 
     def make_symlink(self, member: Member, path: bytes, folder: int, name: bytes) -> None:
-        """Make a symbolic link. Its target is text, checked for length alone: what it means is known when it is used."""
+        """Make a symbolic link. Its target is checked for length alone: what it means is known when it is used."""
         if not member.link or len(member.link) > self.limits.path:
             raise self.unsafe("its target is empty or too long")
         try:
@@ -417,7 +420,7 @@ class _Unpacker:
                 raise
             raise SbxError(
                 "id-unmapped",
-                f"unpack {self.shown()}: its owner {member.uid}:{member.gid} is not among the ids of the map {self.ids}".rstrip(),
+                f"unpack {self.shown()}: its owner {member.uid}:{member.gid} is not in the id map {self.ids}".rstrip(),
                 "give the user more subordinate ids, or use --idmap single",
             ) from None
 
@@ -460,7 +463,14 @@ class _Unpacker:
                 os.setxattr(fd, name, value)
             except OSError as error:
                 # not for the caller (single id), not known to the filesystem, not well-formed, or too many of them
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+                if error.errno not in (
+                    errno.EPERM,
+                    errno.EOPNOTSUPP,
+                    errno.EINVAL,
+                    errno.ENOSPC,
+                    errno.E2BIG,
+                    errno.ERANGE,
+                ):
                     raise
                 self.xattrs_dropped += 1
 
@@ -559,7 +569,11 @@ class _Unpacker:
         """Translate what the kernel said into what it means here."""
         number = error.errno or 0
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return SbxError("disk-full", f"unpack {self.shown()}: {error.strerror} (after {self.total} bytes)", "free some space, then try again")
+            return SbxError(
+                "disk-full",
+                f"unpack {self.shown()}: {error.strerror} (after {self.total} bytes)",
+                "free some space, then try again",
+            )
         if number in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.ENAMETOOLONG, errno.ENOENT):
             return self.unsafe(f"{error.strerror} in its path")
         return SbxError("unpack-failed", f"unpack {self.shown()}: {error.strerror}")
