@@ -117,24 +117,40 @@ class Sandbox:
             said += data
             while not said.startswith(b"failed\0") and b"\n" in said:
                 line, _, said = said.partition(b"\n")
-                if line == b"ready":
-                    self._do(self._plan.before_go, self._supervisor)
-                elif line == b"complete":
-                    self._do(self._plan.before_exec, self._command())
-                else:
-                    self.pid = int(line.split()[1])
-                    self.pidfd = os.pidfd_open(self.pid)
-                    self._open_namespaces()
-                    if started:
-                        started(self)
-                    self._do(self._plan.attach, self.pid)
-                os.write(self._go, b".")
+                try:
+                    self._answer(line, started)
+                except (SbxError, OSError):
+                    # What acts on a child that has just failed fails too; what the child said is the reason.
+                    said += self._last_words()
+                    if not said.startswith(b"failed\0"):
+                        raise
         if said:
             raise self._failure(said)
         if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
             raise SbxError("child-lost", "start the sandbox: its first process was killed")
         if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
             self.master = master
+
+    def _answer(self, line: bytes, started: Callable[[Sandbox], None] | None) -> None:
+        """Do what is due outside when the child says `line`, and let it go on."""
+        if line == b"ready":
+            self._do(self._plan.before_go, self._supervisor)
+        elif line == b"complete":
+            self._do(self._plan.before_exec, self._command())
+        else:
+            self.pid = int(line.split()[1])
+            self.pidfd = os.pidfd_open(self.pid)
+            self._open_namespaces()
+            if started:
+                started(self)
+            self._do(self._plan.attach, self.pid)
+        os.write(self._go, b".")
+
+    def _last_words(self) -> bytes:
+        """Return what the child has said already."""
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        return os.read(self._status, 4096) if poll.poll(0) else b""
 
     def _listen(self) -> bytes:
         """Return what the child says, b"" at its end of file; a signal that means "end" ends the start."""
