@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rootless import mounts as m
 from rootless import namespaces as n
-from rootless import network, paths
+from rootless import network, paths, state
 from rootless import privileges as p
 from rootless import processes as x
 from rootless.idmap import WriteMaps
@@ -35,7 +35,7 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
 
     # Pid 1 is made in all namespaces with one clone(2), so that the sandbox's user namespace owns the others.
     pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users else None, spec.deny_groups)
-    pid_1.remove = [spec.folder]
+    pid_1.remove = [(spec.folder, state.aside(spec.id))]
     plan.inside += [pid_1, p.SetUmask(0)]
     plan.attach = network.steps(spec)
     if spec.resources or spec.accounted:

@@ -113,7 +113,8 @@ class StartProcess(Step):
     """Go on in a new process in new namespaces; the old one becomes its supervisor.
 
     With `idmap`, a user namespace is among them and repeats that map, with setgroups(2) denied for good. When the
-    new process has ended, the supervisor deletes the folders `remove`, the last one last; `debris` it deletes at once.
+    new process has ended, the supervisor deletes the folders `remove`, each under the second name that is given with
+    it, so that the first is free at once; `debris` it deletes at the start.
     `mode` is the state of the caller's terminal, to be restored if the parent is killed.
     """
 
@@ -123,7 +124,7 @@ class StartProcess(Step):
         self.names = names
         self.idmap = idmap
         self.deny_groups = deny_groups
-        self.remove: list[str] = []
+        self.remove: list[tuple[str, str]] = []
         self.debris: list[str] = []
         self.mode: SavedMode | None = None
 
@@ -165,7 +166,12 @@ class StartProcess(Step):
         release_stdio()
         _remove(self.debris)
         status = self._wait(pid, child.go)
-        _remove(self.remove)
+        for folder, aside in self.remove:
+            try:
+                os.rename(folder, aside)
+            except OSError:
+                continue  # gone, or not to be moved; whoever comes next will try again
+            _remove([aside])
         os._exit(status)
 
     def _write_maps(self, pid: int, idmap: IdMap) -> None:

@@ -6,8 +6,9 @@
     sandboxes/NAME/upper …   what the sandbox wrote
 
 The lock is the truth about life: the kernel lets it go when the last holder ends, whatever ended it, across crashes,
-reused process ids and reboots. A folder whose lock nobody holds is debris. It is renamed aside before it is deleted,
-so a name is free at once and a half-deleted folder is never taken for a sandbox.
+reused process ids and reboots. A folder whose lock nobody holds is debris. A folder is made and locked under a name of
+its own before it gets the sandbox's, and renamed aside before it is deleted: what has a sandbox's name is whole, and
+its name is free at once.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+ENOTEMPTY, EEXIST = 39, 17
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _DEAD = ".dead-"
+_NEW = ".new-"
+_TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _VERSION = 1
 
 
@@ -68,33 +72,53 @@ def check_name(name: str) -> str:
 def create(name: str) -> Folder:
     """Create and lock the folder of a new sandbox. Raises SbxError ``name-taken`` if one of that name runs."""
     top = paths.ensure(sandboxes())
-    path = f"{top}/{name}"
+    folder = Folder(name, f"{top}/{name}", -1)
     while True:
+        new = f"{top}/{_NEW}{new_id()}"
         try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            if not _set_aside(name):
-                raise SbxError("name-taken", f"create sandbox {name}: one of that name is running",
-                               f"stop it with: sbx stop {name}, or choose another name") from None  # fmt: skip
-            continue
+            os.mkdir(new, 0o700)
         except OSError as error:
-            raise SbxError("data-unwritable", f"create folder {path}: {error.strerror}",
+            raise SbxError("data-unwritable", f"create folder {new}: {error.strerror}",
                            "set SBX_HOME to a folder on a local disk that you may write to") from None  # fmt: skip
         # Between mkdir and lock another process may take it for debris; then it is not ours, and we begin again.
-        lock = _try_lock(path)
+        lock = _try_lock(new)
         if lock is not None:
-            return Folder(name, path, lock)
+            break
+    folder.lock = lock
+    try:
+        _give_name(new, folder.path)
+    except SbxError:
+        trees.remove(new)
+        os.close(lock)
+        raise
+    return folder
+
+
+def _give_name(new: str, path: str) -> None:
+    """Rename the locked folder `new` to `path`, once what had that name is out of the way."""
+    for _ in range(_TRIES):
+        try:
+            os.rename(new, path)  # fails where there is a folder that is not empty
+            return
+        except OSError as error:
+            if error.errno not in (ENOTEMPTY, EEXIST):
+                raise SbxError("data-unwritable", f"create folder {path}: {error.strerror}") from None
+        if not _set_aside(os.path.basename(path)):
+            os.sched_yield()
+    name = os.path.basename(path)
+    raise SbxError("name-taken", f"create sandbox {name}: one of that name is running",
+                   f"stop it with: sbx stop {name}, or choose another name")  # fmt: skip
 
 
 def discard(folder: Folder) -> str:
     """Delete what is left of the sandbox's folder, and let its lock go.
 
-    The supervisor has deleted it already if all went well. Returns the path, renamed aside, of what resists because it
-    belongs to subordinate ids; else "".
+    The supervisor has deleted it already if all went well, and another sandbox may have the name by now. Returns the
+    path, renamed aside, of what resists because it belongs to subordinate ids; else "".
     """
     dead = ""
-    if os.path.exists(folder.path):
-        dead = f"{sandboxes()}/{_DEAD}{new_id()}"
+    if _holds(folder.lock, folder.path):
+        dead = aside(new_id())
         os.rename(folder.path, dead)
         try:
             trees.remove(dead)
@@ -113,12 +137,25 @@ def _try_lock(path: str) -> int | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(path + "/lock")):
+        if _holds(lock, path):
             return lock
     except OSError:
         pass
     os.close(lock)
     return None
+
+
+def _holds(lock: int, path: str) -> bool:
+    """Whether the open `lock` is that of the folder that is now at `path`."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(path + "/lock", follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def aside(identity: str) -> str:
+    """Return the path that the folder of the dead sandbox with that id is renamed to."""
+    return f"{sandboxes()}/{_DEAD}{identity}"
 
 
 def _set_aside(name: str) -> str:
@@ -128,7 +165,7 @@ def _set_aside(name: str) -> str:
     if lock is None:
         return "" if os.path.exists(path) else path
     try:
-        dead = f"{sandboxes()}/{_DEAD}{new_id()}"
+        dead = aside(new_id())
         os.rename(path, dead)
         return dead
     except FileNotFoundError:
