@@ -34,15 +34,29 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
                 "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
             )
         return
-    from rich import box
     from rich.console import Console
+
+    Console().print(_rich_table(head, cells))
+
+
+def live(head: Sequence[str], looks: Iterable[Iterable[Sequence[str]]]) -> None:
+    """Show a table on a terminal that changes in its place with each look, until there are no more."""
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as shown:
+        for rows in looks:
+            shown.update(_rich_table(head, [[printable(cell) for cell in row] for row in rows]), refresh=True)
+
+
+def _rich_table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> Any:
+    from rich import box
     from rich.table import Table
 
     shown = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in cells:
         # Text, not markup: an image may be called [red]
         shown.add_row(*(cell.replace("[", "\\[") for cell in row))
-    Console().print(shown)
+    return shown
 
 
 def markdown(text: str) -> None:

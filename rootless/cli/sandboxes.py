@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rootless import capabilities, spec, state
-from rootless.cli import output
+from rootless import capabilities, cgroups, spec, state
+from rootless.cli import limits, output
 from rootless.errors import SbxError
 
 
@@ -51,7 +51,11 @@ def kill(
     number = _signal_number(signal_name)
     for name in names:
         record = state.find(name)
-        signal.pidfd_send_signal(state.open_process(record), number)
+        process = state.open_process(record)
+        if number == signal.SIGKILL and record.get("cgroup"):
+            cgroups.kill(record["cgroup"])  # all at once, those that are not below pid 1 too
+        else:
+            signal.pidfd_send_signal(process, number)
         output.lines([name])
 
 
@@ -113,7 +117,7 @@ def _details(record: dict[str, Any]) -> dict[str, Any]:
             "gids": [m.fields() for m in wanted.idmap.gids],
         },
         "namespaces": ["user", *wanted.namespaces],
-        "network": wanted.network,
+        "network": {**wanted.network.fields(), "ports": [port.fields() for port in wanted.network.ports]},
         "rootfs": {**wanted.rootfs.fields(), "folder": wanted.folder},
         "mounts": [mount.fields() for mount in wanted.mounts],
         "masked": wanted.masked,
@@ -122,6 +126,8 @@ def _details(record: dict[str, Any]) -> dict[str, Any]:
         "no_new_privileges": wanted.no_new_privileges,
         "seccomp": wanted.filter_name or "unconfined",
         "limits": {name: {"soft": soft, "hard": hard} for name, (soft, hard) in wanted.limits.items()},
+        "resources": wanted.resources,
+        "receipt": limits.read_receipt(record),
     }
 
 

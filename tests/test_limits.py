@@ -1,0 +1,229 @@
+"""Limits as the kernel enforces them, on a host where the user can have a cgroup with memory, pids and cpu.
+
+Where there is none they are run by tests/test_vm.py, in a machine that has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import needs
+import pytest
+from conftest import Sbx
+
+BOX = ("--net", "none", "--rootfs")
+OUT_OF_MEMORY = r"sbx: out of memory: limit 32 MiB, peak (32|31\.\d) MiB\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _limits(home: Path, rootfs: Path) -> None:
+    """Skip where this user cannot have limits, with the command's own words for it."""
+    done = Sbx(home)("run", "--memory", "64m", "--pids", "64", "--cpus", "1", *BOX, rootfs, "true")
+    needs.enforce(done.stderr.split("\n")[0] if done.status else "")
+
+
+@contextmanager
+def running(sbx: Sbx, *arguments: object, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a sandbox that says when it is up, wait for that, and stop it afterwards."""
+    process = sbx.start("run", "--name", name, *map(str, arguments), "sh", "-c", "echo up; exec sleep 1000")
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n", process.communicate()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def cgroup(sbx: Sbx, name: str) -> Path:
+    """Return the cgroup of a running sandbox."""
+    return Path(json.loads(sbx.ok("inspect", name))[0]["receipt"]["cgroup"])
+
+
+@pytest.fixture
+def neighbour(sbx: Sbx, rootfs: Path) -> Iterator[Callable[[], None]]:
+    """A sandbox beside the one under test; call it to see that it goes on."""
+    with running(sbx, "--memory", "64m", "--pids", "32", *BOX, rootfs, name="neighbour") as process:
+
+        def goes_on() -> None:
+            assert process.poll() is None
+            assert sbx.ok("exec", "neighbour", "echo", "well") == "well"
+
+        yield goes_on
+
+
+def test_a_memory_bomb_ends_and_says_why(sbx: Sbx, rootfs: Path, neighbour: Callable[[], None]) -> None:
+    done = sbx(
+        "run", "--memory", "32m", "--memory-swap", "32m", *BOX, rootfs, "sh", "-c", "tail /dev/zero; echo survived"
+    )
+    # memory.oom.group: the shell, which used next to nothing, has ended with it
+    assert (done.status, done.stdout) == (137, "")
+    assert re.fullmatch(OUT_OF_MEMORY, done.stderr), done.stderr
+    neighbour()
+
+
+def test_a_fork_bomb_stops_at_its_limit(sbx: Sbx, rootfs: Path, tmp_path: Path, neighbour: Callable[[], None]) -> None:
+    account = tmp_path / "account"
+    bomb = "i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; exit 3"
+    done = sbx("run", "--pids", "20", "--stats-json", account, *BOX, rootfs, "sh", "-c", bomb, timeout=120)
+    used = json.loads(account.read_text())
+    assert done.status != 0
+    assert used["pids_peak"] <= 20
+    assert used["pids_limit_hits"] > 0
+    assert "sbx: the limit of 20 processes was reached" in done.stderr
+    neighbour()
+
+
+def test_a_cpu_hog_gets_its_share(sbx: Sbx, rootfs: Path, tmp_path: Path, neighbour: Callable[[], None]) -> None:
+    account = tmp_path / "account"
+    hog = "while :; do :; done"
+    done = sbx("run", "--cpus", "0.2", "--timeout", "5", "--stats-json", account, *BOX, rootfs, "sh", "-c", hog)
+    used = json.loads(account.read_text())
+    assert done.status == 124
+    assert used["reason"] == "timeout"
+    assert used["cpu_seconds"] < 0.35 * used["wall_seconds"], used
+    assert used["throttled_seconds"] > 1
+    neighbour()
+
+
+def test_a_writer_is_slowed_down(sbx: Sbx, rootfs: Path, tmp_path: Path, neighbour: Callable[[], None]) -> None:
+    account = tmp_path / "account"
+    arguments: list[str | Path] = [
+        "--io-write-bps",
+        f"{tmp_path}:1m",
+        "--volume",
+        f"{tmp_path}:/data",
+        "--stats-json",
+        account,
+    ]
+    write = "dd if=/dev/zero of=/data/file bs=1M count=5 conv=fsync"
+    done = sbx("run", *arguments, *BOX, rootfs, "sh", "-c", write, timeout=120)
+    if done.status == 125 and ("no controller io" in done.stderr or "not on a disk" in done.stderr):
+        needs.enforce(done.stderr.split("\n")[0])
+    assert done.status == 0, done.stderr
+    used = json.loads(account.read_text())
+    assert used["wall_seconds"] > 3, used
+    assert used["io_write_bytes"] >= 5 << 20
+    neighbour()
+
+
+def test_the_receipt_shows_limits_in_force(sbx: Sbx, rootfs: Path) -> None:
+    limits = ["--memory", "50000001", "--pids", "33", "--cpus", "0.75", "--cpu-weight", "50"]
+    receipt = sbx.ok(
+        "run", *limits, "--require", "memory,pids,cpus,seccomp,net", "--receipt", "-", *BOX, rootfs, "true"
+    )
+    rows = json.loads(receipt)["rows"]
+    assert rows["memory"] == {
+        "asked": "50000001", "actual": str(50000001 // 4096 * 4096), "in_force": True, "mechanism": "cgroup memory.max",
+    }  # fmt: skip
+    assert (rows["pids"]["actual"], rows["cpus"]["actual"]) == ("33", "75000 100000")
+    assert all(rows[name]["in_force"] for name in ("memory", "oom-group", "pids", "cpus", "cpu-weight"))
+
+
+def test_limits_too_low_to_begin(sbx: Sbx, rootfs: Path) -> None:
+    done = sbx("run", "--memory", "512k", "--memory-swap", "512k", *BOX, rootfs, "true")
+    assert done.status in (125, 137)
+    assert "out of memory: limit 512 KiB" in done.stderr
+    done = sbx("run", "--pids", "1", *BOX, rootfs, "true")
+    assert (done.status, done.stderr.split("\n")[0]) == (
+        125,
+        "sbx: limit processes to 1: pid 1 and the command are two",
+    )
+    assert sbx("run", "--pids", "2", *BOX, rootfs, "true").status == 0
+    done = sbx("run", "--pids", "2", *BOX, rootfs, "sh", "-c", "true & wait")
+    assert "sbx: the limit of 2 processes was reached" in done.stderr
+
+
+def test_inside_the_cgroup_is_the_root_and_nothing_else_is_in_it(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
+        folder = cgroup(sbx, "one")
+        assert sbx.ok("exec", "one", "cat", "/proc/self/cgroup").split("\n")[-1] == "0::/"
+        pids = [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+        assert len(pids) == 2  # pid 1 and the command
+        assert process.pid not in pids
+        # What joins later is in it before it begins.
+        joined = sbx.start("exec", "one", "sh", "-c", "echo in; cat")
+        assert joined.stdout
+        assert joined.stdout.readline() == b"in\n"
+        assert len((folder / "cgroup.procs").read_text().split()) == 4
+        joined.communicate()
+    assert not folder.exists()
+
+
+def test_update_pause_kill(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", "--pids", "20", *BOX, rootfs, name="one") as process:
+        folder = cgroup(sbx, "one")
+        sbx.ok("update", "--memory", "80m", "--pids", "9", "--cpus", "0.5", "one")
+        assert (folder / "memory.max").read_text() == f"{80 << 20}\n"
+        assert (folder / "pids.max").read_text() == "9\n"
+        assert (folder / "cpu.max").read_text() == "50000 100000\n"
+        sbx.ok("pause", "one")
+        assert "frozen 1" in (folder / "cgroup.events").read_text()
+        assert json.loads(sbx.ok("stats", "--once", "--json", "one"))["state"] == "paused"
+        sbx.ok("unpause", "one")
+        assert sbx.ok("exec", "one", "echo", "on") == "on"
+        sbx.ok("pause", "one")
+        sbx.ok("kill", "one")  # the paused, too
+        process.communicate(timeout=30)
+        assert process.returncode == 137
+
+
+def test_stats_and_top(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one"):
+        used = json.loads(sbx.ok("stats", "--once", "--json", "one"))
+        assert (used["name"], used["source"], used["pids"], used["memory_limit_bytes"]) == (
+            "one",
+            "cgroup",
+            2,
+            64 << 20,
+        )
+        assert 0 < used["memory_bytes"] <= used["memory_peak_bytes"]
+        assert "64 MiB" in sbx.ok("stats", "--once", "one")
+        assert "sleep 1000" in sbx.ok("top", "one")
+
+
+def test_a_killed_parent_leaves_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
+        folder = cgroup(sbx, "one")
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert _vanishes(folder)
+
+
+def test_when_parent_and_supervisor_were_killed_the_next_launch_clears(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
+        folder = cgroup(sbx, "one")
+        supervisor = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        process.send_signal(signal.SIGSTOP)
+        os.kill(supervisor, signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+    sbx.ok("run", "--memory", "64m", *BOX, rootfs, "true")
+    assert _vanishes(folder)
+
+
+@pytest.mark.slow
+def test_a_thousand_sandboxes_leave_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
+    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one"):
+        parent = cgroup(sbx, "one").parent
+        before = sorted(path.name for path in parent.iterdir() if path.is_dir())
+        for _ in range(250):
+            batch = [sbx.start("run", "--memory", "64m", *BOX, rootfs, "true") for _ in range(4)]
+            assert [process.communicate(timeout=120) and process.returncode for process in batch] == [0, 0, 0, 0]
+        assert sorted(path.name for path in parent.iterdir() if path.is_dir()) == before
+
+
+def _vanishes(folder: Path) -> bool:
+    """Wait for a cgroup's end: whoever removes it is no child of ours that could be waited for."""
+    deadline = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not folder.exists()
