@@ -6,6 +6,7 @@ but what is handed to them, and what they say on stderr is kept for the error me
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from rootless.errors import SbxError
@@ -16,7 +17,9 @@ PACKAGES = {
     "newgidmap": "uidmap (Debian, Ubuntu), shadow-utils (Fedora), shadow-subids (Alpine), shadow (Arch)",
     "slirp4netns": "slirp4netns",
     "pasta": "passt",
+    "nft": "nftables",
 }
+SIGPIPE, SIGXFSZ = 13, 25
 #: Searched after PATH: a login without sbin in its PATH still finds them.
 STANDARD = ("/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin", "/sbin")
 
@@ -60,24 +63,33 @@ class Running:
         return said[:2000].decode("utf-8", "replace")
 
 
-def spawn(argv: list[str], keep: dict[int, int] | None = None) -> Running:
-    """Start `argv` (its first word is looked up) with /dev/null as stdin and stdout and its stderr kept.
+def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/") -> Running:
+    """Start `argv` (its first word is looked up) in `folder`, with /dev/null as stdin and stdout and its stderr kept.
 
     `keep` maps a descriptor in the new program to one of ours. Raises SbxError ``program-missing``.
     """
     path = require(argv[0])
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writer, False)  # nobody reads while it runs: what is too much is lost, and the program never waits
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    # Out of the way first, or one of theirs could be overwritten before it was copied to its own place.
+    high = {theirs: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 64) for theirs, ours in {2: writer, **(keep or {})}.items()}
     try:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
-            (os.POSIX_SPAWN_DUP2, writer, 2),
-            *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in (keep or {}).items()),
+            *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in high.items()),
         ]
-        pid = os.posix_spawn(path, argv, {"PATH": ":".join(STANDARD), "LC_ALL": "C"}, file_actions=actions)
+        os.chdir(folder)  # posix_spawn(3) has no portable word for it; we have one thread
+        # In a process group of its own, for what the terminal says (^C) is for the command. Signals are as every program
+        # expects them: Python ignores SIGPIPE and SIGXFSZ, and that would be inherited.
+        env = {"PATH": ":".join(STANDARD), "LC_ALL": "C"}
+        pid = os.posix_spawn(path, argv, env, file_actions=actions, setpgroup=0, setsigmask=[], setsigdef=[SIGPIPE, SIGXFSZ])
     except OSError as error:
         os.close(reader)
         raise SbxError("program-failed", f"start {path}: {error.strerror}", "") from None
     finally:
-        os.close(writer)
+        os.fchdir(here)
+        for fd in (writer, here, *high.values()):
+            os.close(fd)
     return Running(argv[0], pid, reader)

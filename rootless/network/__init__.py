@@ -1,42 +1,96 @@
-"""Networks: a back end is a module with `steps()`, what the parent does to attach it. Outside.
+"""Networks: which back end a sandbox gets, and the parent's steps that attach it. Outside.
 
-A sandbox has a net namespace of its own unless it shares the host's; the back end joins that to the world.
+A sandbox has a net namespace of its own unless it shares the host's or another sandbox's. A back end is a module with
+``steps(spec)``: what the parent does to join that namespace to the world. Modules that few launches need are imported
+where they are needed.
 """
 
 from __future__ import annotations
 
+import os
+
 from rootless import programs
-from rootless.errors import SbxError
-from rootless.network import slirp4netns
-from rootless.steps import OutsideStep
+from rootless.errors import SbxError, printable
+from rootless.network import names, slirp4netns
+from rootless.spec import Network
 
-#: name → steps(); `none` has loopback alone, `host` is no namespace of its own
-BACKENDS = {
-    "none": lambda: [],
-    "host": lambda: [],
-    "slirp4netns": slirp4netns.steps,
-}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.options import Request
+    from rootless.spec import SandboxSpec
+    from rootless.steps import OutsideStep, Step
 
 
-def choose(name: str) -> tuple[str, str]:
-    """Return the back end that `name` (or ``auto``) means on this host, and a notice for the user, or "".
+def _pasta(spec: SandboxSpec) -> list[OutsideStep]:
+    from rootless.network import pasta
 
-    Raises SbxError ``network-unknown``.
+    return pasta.steps(spec)
+
+
+def _nothing(spec: SandboxSpec) -> list[OutsideStep]:
+    return []
+
+
+#: name → steps(spec); `none` has loopback alone, `host` no net namespace of its own
+BACKENDS = {"slirp4netns": slirp4netns.steps, "pasta": _pasta, "none": _nothing, "host": _nothing}
+
+
+def wanted(request: Request) -> tuple[Network, str]:
+    """Return the network that `request` asks for, on this host, and a notice for the user, or "".
+
+    Raises SbxError ``network-unknown``, ``network-conflict``, ``port-invalid``.
     """
+    name, notice = _backend("host" if "net" in request.share else request.net or "auto")
+    network = Network(backend=name, host_loopback=request.host_loopback, ipv6=name in names.USER_MODE and has_ipv6())
+    if request.host_loopback and name not in (*names.USER_MODE, "host"):
+        raise SbxError("network-conflict", f"reach the host's loopback with --net {name}: nothing leads there",
+                       "use --net slirp4netns")  # fmt: skip
+    return network, notice
+
+
+def _backend(name: str) -> tuple[str, str]:
+    """Return the back end that `name` (or ``auto``) means on this host, and a notice, or ""."""
     if name == "auto":
-        if programs.find("slirp4netns"):
-            return "slirp4netns", ""
+        for found in names.USER_MODE:
+            if programs.find(found):
+                return found, ""
         return "none", f"no network: slirp4netns is not installed; {programs.install_hint('slirp4netns')}, or say --net none"
     if name not in BACKENDS:
-        raise SbxError("network-unknown", f"choose network {name}: there are {', '.join(BACKENDS)} and auto")
+        raise SbxError("network-unknown", f"choose network {printable(name)}: there is none of that name",
+                       f"back ends are auto, {', '.join(BACKENDS)}")  # fmt: skip
+    if name in names.USER_MODE:
+        programs.require(name)
     return name, ""
 
 
-def resolvers(name: str) -> list[str]:
-    """Return the addresses of the resolvers that a sandbox on back end `name` asks; empty for those of the host."""
-    return [slirp4netns.RESOLVER] if name == "slirp4netns" else []
+def has_ipv6() -> bool:
+    """Whether the host has an IPv6 address that leads somewhere; without one a sandbox would only try and wait."""
+    try:
+        fd = os.open("/proc/net/if_inet6", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # address, index, prefix length, scope (00 is global), flags, name
+        return any(fields[3:4] == [b"00"] for fields in map(bytes.split, os.read(fd, 65536).splitlines()))
+    finally:
+        os.close(fd)
 
 
-def steps(name: str) -> list[OutsideStep]:
-    """Return the parent's steps that attach back end `name`."""
-    return BACKENDS[name]()
+def steps(spec: SandboxSpec) -> list[OutsideStep]:
+    """Return the parent's steps that attach the network of `spec`."""
+    return BACKENDS[spec.network.backend](spec)
+
+
+def inside(spec: SandboxSpec) -> list[Step]:
+    """Return pid 1's steps once it is attached."""
+    if not spec.network.ipv6:
+        return []
+    from rootless.network import ipv6
+
+    return [ipv6.Configure(names.INTERFACE, names.OWN6, names.GATEWAY6)]
+
+
+def sysctls(network: Network) -> dict[str, str]:
+    """Return the kernel settings that the back end needs in the sandbox's net namespace."""
+    # The address is ours to set: there at once, the same in every sandbox, no router's word and no duplicate to wait for.
+    return {"net.ipv6.conf.default.accept_ra": "0", "net.ipv6.conf.default.accept_dad": "0"} if network.ipv6 else {}

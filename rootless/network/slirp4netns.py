@@ -10,53 +10,120 @@ import os
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.steps import OutsideStep
+from rootless.network import names
+from rootless.steps import OutsideStep, Watched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless.spec import Network, SandboxSpec
     from rootless.steps import Undo
 
-RESOLVER = "10.0.2.3"
+SOCKET = "slirp4netns"  #: its control socket, in the sandbox's folder
+
+
+def arguments(network: Network, target: list[str]) -> list[str]:
+    """Return the command line for `network` on the namespaces in `target`; descriptors 3 and 4 are ready and exit."""
+    return [
+        "slirp4netns", "--mtu=65520", "--enable-sandbox", "--enable-seccomp", "--ready-fd=3", "--exit-fd=4",
+        # The host's loopback, for which it would answer on the gateway's address
+        *([] if network.host_loopback else ["--disable-host-loopback"]),
+        *(["--enable-ipv6"] if network.ipv6 else []),
+        f"--api-socket={SOCKET}", *target, names.INTERFACE,
+    ]  # fmt: skip
 
 
 class Attach(OutsideStep):
     """Start slirp4netns on the sandbox's net namespace and wait until the interface is up."""
 
-    __slots__ = ()
+    __slots__ = ("folder", "network")
+
+    def __init__(self, network: Network, folder: str) -> None:
+        self.network = network
+        self.folder = folder
 
     def describe(self) -> str:
         return "attach slirp4netns"
 
     def execute(self, pid: int) -> Undo:
-        ready, says_ready = os.pipe2(os.O_CLOEXEC)
-        ends, alive = os.pipe2(os.O_CLOEXEC)
-        # The host's loopback, which slirp4netns would answer for on 10.0.2.2, stays out of reach.
-        argv = ["slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp",
-                "--ready-fd=3", "--exit-fd=4", "--userns-path", f"/proc/{pid}/ns/user", str(pid), "tap0"]  # fmt: skip
-        try:
-            program = programs.spawn(argv, keep={3: says_ready, 4: ends})
-        except BaseException:
-            os.close(ready)
-            os.close(alive)
-            raise
-        finally:
-            os.close(says_ready)
-            os.close(ends)
+        return start(arguments(self.network, ["--configure", "--userns-path", f"/proc/{pid}/ns/user", str(pid)]), self.folder)
 
-        def undo() -> None:
-            os.close(alive)
-            program.finish()
 
-        answer = os.read(ready, 1)
+def start(argv: list[str], folder: str) -> Helper:
+    """Start slirp4netns in `folder`, where its control socket will be, and return it when it is ready."""
+    ready, says_ready = os.pipe2(os.O_CLOEXEC)
+    ends, alive = os.pipe2(os.O_CLOEXEC)
+    try:
+        program = programs.spawn(argv, {3: says_ready, 4: ends}, folder)
+    except BaseException:
         os.close(ready)
-        if not answer:
-            os.close(alive)
-            said = program.finish()
-            raise SbxError("network-failed", f"attach slirp4netns: {printable(said.strip().splitlines()[-1:] and said.strip().splitlines()[-1] or 'it ended')}",
-                           "is /dev/net/tun there and open to you? or use --net none")  # fmt: skip
-        return undo
+        os.close(alive)
+        raise
+    finally:
+        os.close(says_ready)
+        os.close(ends)
+    helper = Helper(program, alive)
+    answer = os.read(ready, 1)
+    os.close(ready)
+    if not answer:
+        raise _failure(helper.finish())
+    return helper
 
 
-def steps() -> list[OutsideStep]:
+class Helper(Watched):
+    """slirp4netns at work; called, it ends it."""
+
+    __slots__ = ("_alive", "_program")
+
+    def __init__(self, program: programs.Running, alive: int) -> None:
+        super().__init__(os.pidfd_open(program.pid))
+        self._program: programs.Running | None = program
+        self._alive = alive
+
+    def __call__(self) -> None:
+        self.finish()
+
+    def finish(self) -> str:
+        """Tell it to end, wait until it has, and return what it said. Idempotent."""
+        if self._program is None:
+            return ""
+        os.close(self._alive)
+        os.close(self.fd)
+        program, self._program = self._program, None
+        return program.finish()
+
+    def lost(self) -> str:
+        program = self._program
+        said = _last_line(self.finish())
+        how = f"signal {-program.status}" if program and program.status < 0 else said or "it ended"
+        return f"the network is gone: slirp4netns ended before the sandbox ({printable(how)})"
+
+
+def _last_line(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("WARNING: Support for")]
+    return lines[-1].strip() if lines else ""
+
+
+def _failure(said: str) -> SbxError:
+    """Return the error for a slirp4netns that ended before it was ready, with the cure that fits this host."""
+    cause = _last_line(said) or "it ended without a word"
+    for mark in ("unrecognized option", "invalid option", "unknown option"):
+        if mark in said:
+            cause = next(line for line in said.splitlines() if mark in line).strip()
+            return SbxError("network-helper-old", f"attach slirp4netns: {printable(cause)}", "it is too old: version 1.0 is needed")
+    return SbxError("network-failed", f"attach slirp4netns: {printable(cause)}", tun_hint() or "or use --net none")
+
+
+def tun_hint() -> str:
+    """Return what is wrong with /dev/net/tun and how to mend it, or ""."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "/dev/net/tun is missing: as root, modprobe tun; or use --net none"
+    except OSError as error:
+        return f"/dev/net/tun: {error.strerror}; as root, chmod 0666 /dev/net/tun; or use --net none"
+    return ""
+
+
+def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's steps that attach it."""
-    return [Attach()]
+    return [Attach(spec.network, spec.folder)]

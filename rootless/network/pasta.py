@@ -1,0 +1,106 @@
+"""The pasta back end: a user-mode stack that passes sockets on instead of packets. Outside.
+
+pasta(1). It goes to the background when it is ready, confines itself, and ends when the name of the net namespace that
+it was given is deleted: a link in the sandbox's folder, which the supervisor deletes if nobody else can.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from rootless import programs
+from rootless.errors import SbxError, printable
+from rootless.network import names, slirp4netns
+from rootless.steps import OutsideStep, Watched
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.spec import Network, SandboxSpec
+    from rootless.steps import Undo
+
+LINK = "netns"
+_NUMBER = "pasta.pid"
+_SIGTERM = 15
+
+
+class Attach(OutsideStep):
+    """Start pasta on the sandbox's net namespace and wait until it is ready."""
+
+    __slots__ = ("folder", "network")
+
+    def __init__(self, network: Network, folder: str) -> None:
+        self.network = network
+        self.folder = folder
+
+    def describe(self) -> str:
+        return "attach pasta"
+
+    def execute(self, pid: int) -> Undo:
+        link = f"{self.folder}/{LINK}"
+        os.symlink(f"/proc/{pid}/ns/net", link)
+        program = programs.spawn([*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder)
+        said = program.finish()
+        if program.status:
+            raise _failure(said)
+        return Helper(self.folder)
+
+    def _arguments(self) -> list[str]:
+        network = self.network
+        words = ["pasta", "--quiet", "--config-net", "--ns-ifname", names.INTERFACE, "--pid", f"{self.folder}/{_NUMBER}"]
+        words += ["-a", names.OWN, "-n", "24", "-g", names.GATEWAY, "--dns-forward", names.RESOLVER]
+        words += ["-a", names.OWN6, "-g", names.GATEWAY6, "--dns-forward", names.RESOLVER6] if network.ipv6 else ["--ipv4-only"]
+        # The gateway's address is the host's loopback to it, unless told otherwise
+        words += [] if network.host_loopback else ["--no-map-gw"]
+        # Ports of the sandbox and of the host's loopback are forwarded when asked for, and not because they are there
+        return [*words, "-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+
+
+class Helper(Watched):
+    """pasta at work; called, it ends it."""
+
+    __slots__ = ("_folder",)
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        fd = os.open(f"{folder}/{_NUMBER}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            super().__init__(os.pidfd_open(int(os.read(fd, 32))))
+        except (ProcessLookupError, ValueError):
+            raise SbxError("network-failed", "attach pasta: it ended at once") from None
+        finally:
+            os.close(fd)
+
+    def __call__(self) -> None:
+        if self.fd < 0:
+            return
+        try:
+            os.unlink(f"{self._folder}/{LINK}")
+        except FileNotFoundError:
+            pass
+        try:
+            _signal.pidfd_send_signal(self.fd, _SIGTERM)
+        except ProcessLookupError:
+            pass
+        os.close(self.fd)
+        self.fd = -1
+
+    def lost(self) -> str:
+        # The supervisor deletes the link when the sandbox ends, a moment before we hear of that
+        expected = not os.path.lexists(f"{self._folder}/{LINK}")
+        self()
+        return "" if expected else "the network is gone: pasta ended before the sandbox"
+
+
+def _failure(said: str) -> SbxError:
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "syslog" not in line]
+    if any("unrecognized option" in line or "invalid option" in line for line in lines):
+        cause = next(line for line in lines if "option" in line)
+        return SbxError("network-helper-old", f"attach pasta: {printable(cause)}", "it is too old: a version of 2023 is needed")
+    cause = lines[-1] if lines else "it ended without a word"
+    return SbxError("network-failed", f"attach pasta: {printable(cause)}", slirp4netns.tun_hint() or "use --net slirp4netns, or none")
+
+
+def steps(spec: SandboxSpec) -> list[OutsideStep]:
+    """Return the parent's steps that attach it."""
+    return [Attach(spec.network, spec.folder)]
