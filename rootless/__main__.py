@@ -5,10 +5,12 @@ Also run by its path with ``python -I -S -E`` (helpers/sbx does), without the si
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 if not __package__:
+    gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from rootless import errors, options, paths

@@ -35,7 +35,7 @@ OPEN_ROWS = {"leaves"}
 
 #: What stands at the top of a module that a launch loads (costs in ms: re 6, json 7, typing 8, pathlib 11,
 #: subprocess 13, dataclasses 14).
-CHEAP = {"__future__", "os", "sys", "errno", "_signal", "fcntl", "select", "termios", "marshal", "time"}
+CHEAP = {"__future__", "os", "sys", "gc", "errno", "_signal", "fcntl", "select", "termios", "marshal", "time"}
 #: One file alone knows ctypes, through its C half.
 CHEAP_IN = {"syscalls": CHEAP | {"_ctypes"}}
 
