@@ -37,8 +37,8 @@ class Progress:
     def tick(self) -> None:
         """Show how things stand."""
 
-    def end(self, text: str = "") -> None:
-        """Stop telling, with a last line for a good end."""
+    def end(self) -> None:
+        """Stop telling."""
 
 
 class Lines(Progress):
@@ -59,10 +59,6 @@ class Lines(Progress):
     def done(self, part: int, how: str) -> None:
         name, count = self._parts[part]
         self.say(f"layer {part + 1}/{len(self._parts)} {name}: {how}, {size(count)}")
-
-    def end(self, text: str = "") -> None:
-        if text:
-            self.say(text)
 
 
 class Bars(Progress):
@@ -107,12 +103,11 @@ class Bars(Progress):
             self._erase()
             self._draw()
 
-    def end(self, text: str = "") -> None:
+    def end(self) -> None:
+        """Leave the bars as they are now."""
         self._erase()
-        self._parts = ()
-        if text:
-            self._stream.write(f"sbx: {printable(text)}\n")
-        self._stream.flush()
+        self._draw()
+        self._drawn, self._parts = 0, ()
 
     def _erase(self) -> None:
         if self._drawn:

@@ -8,7 +8,6 @@ comes back is bounded here; whether a blob is what its digest says is for the on
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 from rootless.errors import SbxError, printable
 from rootless.oci import documents, registries
+from rootless.oci.attempts import Attempts
 from rootless.oci.auth import Authority, denied, scope
 from rootless.oci.credentials import Credential
 from rootless.oci.origins import origin
@@ -187,25 +187,25 @@ class Registry:
         Never more than `size` says: SbxError ``size-mismatch`` where the registry has more, or less. The digest is not
         checked here.
         """
+        what = f"get blob {digest} of {self}"
         place = mark = offset
-        failures = 0
+        attempts = Attempts(self.patience)
         while place < size:
+            headers = {"Range": f"bytes={place}-{size - 1}"} if place else {}
+            response = self.request("GET", f"blobs/{digest}", what, headers)
             try:
-                for chunk in self._blob_from(digest, size, place):
+                for chunk in self._rest(response, size, place, what):
                     place += len(chunk)
                     yield chunk
             except TransportError as error:
                 if place - mark >= _PROGRESS:
-                    failures, mark = 0, place
-                failures += 1
-                if not error.again or failures >= self.patience.tries:
-                    raise
-                self.pause(failures)
+                    attempts.progress()
+                    mark = place
+                attempts.failed(error)
 
-    def _blob_from(self, digest: str, size: int, place: int) -> Iterator[bytes]:
-        what = f"get blob {digest} of {self}"
-        headers = {"Range": f"bytes={place}-{size - 1}"} if place else {}
-        with self.request("GET", f"blobs/{digest}", what, headers) as response:
+    def _rest(self, response: Response, size: int, place: int, what: str) -> Iterator[bytes]:
+        """Yield what an answer brings of a blob's bytes from `place` on."""
+        with response:
             if response.status == 404:
                 raise SbxError("blob-unknown", f"{what}: the registry does not have it")
             if response.status == 416:
@@ -291,32 +291,25 @@ class Registry:
         return response
 
     def retried(self, send: Callable[[], Response], what: str) -> Response:
-        for attempt in range(1, self.patience.tries + 1):
-            last = attempt == self.patience.tries
+        """Return the answer to what `send` sends, tried again where that can help."""
+        attempts = Attempts(self.patience)
+        while True:
             try:
                 response = send()
             except TransportError as error:
-                if not error.again or last:
-                    raise
-                self.pause(attempt)
+                attempts.failed(error)
                 continue
             if response.status not in _AGAIN:
                 return response
             asked = _retry_after(response)
-            if last or asked > self.patience.retry_after:
-                raise self._busy(response, what, asked)
-            response.discard()
-            self.pause(attempt, asked)
-        raise AssertionError("the last attempt returns or raises")
+            reason = self._busy(response, what, asked)
+            response.close()
+            if not attempts.next(asked=asked):
+                raise reason
 
     def follow(self, response: Response) -> str:
         """Return the URL in a response's Location header: it may be relative, and on another host."""
         return self._transport.follow(response.url, response.headers.get("Location", ""), self._base.partition(":")[0])
-
-    def pause(self, attempt: int, asked: float = 0.0) -> None:
-        """Wait before the next try. The registry has no event for us to wait for: this is what HTTP leaves."""
-        grown = self.patience.backoff * 2 ** (attempt - 1)
-        time.sleep(max(asked, grown * random.uniform(0.75, 1.25)))  # many pulls of one image must not come back as one
 
     def _busy(self, response: Response, what: str, asked: float) -> SbxError:
         if response.status == 429:

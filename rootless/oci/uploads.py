@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import urlencode
 
 from rootless.errors import SbxError
+from rootless.oci.attempts import Attempts
 from rootless.oci.auth import scope
 from rootless.oci.registry import Registry
 from rootless.oci.transport import Response, TransportError
@@ -43,17 +44,14 @@ class Uploads:
         from what the registry says it has.
         """
         what = f"push {digest} to {self._registry}"
-        failures = 0
+        attempts = Attempts(self._registry.patience)
         while True:
             try:
                 if chunk:
                     return self._upload_chunks(digest, size, read, chunk, what)
                 return self._upload_whole(digest, size, read, what)
             except TransportError as error:
-                failures += 1
-                if not error.again or failures >= self._registry.patience.tries:
-                    raise
-                self._registry.pause(failures)
+                attempts.failed(error)
 
     def _start_upload(self, what: str) -> Response:
         response = self._registry.request("POST", "blobs/uploads/", what, body=b"")
@@ -70,7 +68,7 @@ class Uploads:
 
     def _upload_chunks(self, digest: str, size: int, read: Read, chunk: int, what: str) -> None:
         started = self._start_upload(what)
-        url, place, failures = self._registry.follow(started), 0, 0
+        url, place, attempts = self._registry.follow(started), 0, Attempts(self._registry.patience)
         # a registry may want larger chunks than we do: distribution specification 1.1
         least = started.headers.get("OCI-Chunk-Min-Length", "")
         chunk = max(chunk, int(least)) if least.isascii() and least.isdigit() and len(least) < 12 else chunk
@@ -84,12 +82,10 @@ class Uploads:
                     )
                 if reached <= place:
                     raise TransportError("registry-failed", f"{what}: the registry takes no more", again=True)
-                place, failures = reached, 0
+                place = reached
+                attempts.progress()
             except TransportError as error:
-                failures += 1
-                if not error.again or failures >= self._registry.patience.tries:
-                    raise
-                self._registry.pause(failures)
+                attempts.failed(error)
                 url, place = self._upload_state(url, what)
         headers = {"Content-Length": "0", "Content-Type": "application/octet-stream"}
         with self._registry.send("PUT", _with_digest(url, digest), what, headers, b"") as response:
