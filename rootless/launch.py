@@ -223,7 +223,7 @@ def _serve(
     mode: SavedMode | None,
     timeout: float | None = None,
     stop: float | None = None,
-    meters: Sequence[Meter] = (),
+    meters: Sequence[Meter] | None = None,
 ) -> int:
     if not wanted.terminal:
         # A pipe's other end sees what the command does to it: we don't hold it any longer.
