@@ -155,6 +155,9 @@ def unshare(flags: int) -> None:
         os.unshare(flags)
         return
     try:
+        # Where packages are out of reach the search would be in vain, and it costs 0.2 ms.
+        if not any(folder.endswith("-packages") for folder in sys.path):
+            raise ImportError
         import unshare as binding
 
         binding.unshare(flags)
