@@ -101,12 +101,15 @@ def find_image(request: Request, ids: IdMap) -> Image:
     if request.subject == build.HOST:
         return spec.Image(reference=build.HOST, cmd=[os.environ.get("SHELL", "/bin/sh")])
     named = reference.parse(request.subject)
-    image = store.find(named, ids) if request.pull in ("", "missing", "never") else None
+    # A launch record is of this machine's platform.
+    recorded = request.pull in ("", "missing", "never") and not request.platform
+    image = store.find(named, ids) if recorded else None
     if image is None:
         paths.allow_packages()
         from rootless.oci import pull  # the slow way; what follows takes seconds
 
-        image = pull.obtain(named, ids, request.pull or "missing", request.platform)
+        # The words themselves: a name without a registry may be an alias.
+        image = pull.obtain(request.subject, ids, request.pull or "missing", request.platform)
     return image
 
 
@@ -198,7 +201,7 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
             sandbox = parent.start(steps, wanted.terminal, request.debug, started)
             return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
         with observed:
-            sandbox = parent.start(steps, wanted.terminal, request.debug, started)
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started, observed.ours())
         status = _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout, observed.meters)
         return observed.close(status, sandbox)
     finally:

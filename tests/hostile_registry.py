@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from real_registry import SmallImage, digest
 
@@ -41,13 +42,14 @@ class HostileRegistry(ThreadingHTTPServer):
     # the last test's connections must not hold this one up
     block_on_close = False
 
-    def __init__(self, image: SmallImage | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, image: SmallImage | None = None, address: str = "127.0.0.1") -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, 0), Handler)
         self.image = image or SmallImage({"hello": b"hello\n"})
         self.requests: list[Request] = []
         self.rules: list[Rule] = []
         self.ended = threading.Event()
-        self.host = f"127.0.0.1:{self.server_address[1]}"
+        self.host = f"{f'[{address}]' if ':' in address else address}:{self.server_address[1]}"
         self.url = f"http://{self.host}"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def good(self) -> None:
         """Answer as a registry should."""
-        path = self.path.partition("?")[0]
+        path = urlsplit(self.path).path  # as a proxy it is asked with whole URLs
         if path == "/v2/":
             self.reply(200, b"{}")
         elif "/manifests/" in path:

@@ -340,6 +340,25 @@ def test_a_blocked_registry(puller: Puller) -> None:
     assert (got.code, got.answer["status"]) == ("registry-blocked", 125)
 
 
+def test_a_proxy_of_the_environment(puller: Puller, watched: HostileRegistry) -> None:
+    puller.configure(conf("registry.example:5000") + "insecure = true\n")
+    # https goes through CONNECT, which this proxy does not know; http asks it with the whole URL
+    got = puller("alpine", env={"http_proxy": watched.url, "https_proxy": watched.url})
+    assert got.fresh
+    assert watched.asked("GET", "/manifests/")[0].path.startswith("http://registry.example:5000/v2/library/alpine/")
+    assert puller("alpine", env={"http_proxy": watched.url, "no_proxy": "example"}).code == "registry-unknown-host"
+
+
+def test_an_address_of_ipv6(puller: Puller) -> None:
+    try:
+        server = HostileRegistry(IMAGE, "::1")
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback: {error}")
+    with server:
+        assert puller(f"{server.host}/x:tag").fresh
+        assert puller.names("refs") == [f"{server.host}%x:tag"]
+
+
 # ── the command ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -360,6 +379,36 @@ def test_pull_prints_the_digest(ours: Sbx, registry: str) -> None:
     assert "\x1b" not in done.stderr
     again = ours("pull", "--quiet", f"{registry}/a/b", check=0)
     assert (again.stdout, again.stderr) == (digest(IMAGE.manifest) + "\n", "")
+
+
+@needs.busybox
+def test_run_pulls_what_is_missing(ours: Sbx, registry: str, offline_tarball: Path) -> None:
+    name = f"{registry}/offline:1"
+    ours.ok("import", name, offline_tarball)
+    ours.ok("push", name)
+    ours.ok("rmi", name)
+    never = ours("run", "--pull", "never", name, "echo", "hi")
+    assert never.status == 125
+    assert f"sbx pull {name}" in never.stderr
+    done = ours("run", name, "echo", "hi", check=0)
+    assert done.stdout == "hi\n"
+    assert "1 layer" in done.stderr
+    # now it is there, and nothing is told
+    again = ours("run", name, "echo", "hi", check=0)
+    assert (again.stdout, again.stderr) == ("hi\n", "")
+
+
+@needs.busybox
+def test_run_knows_aliases(ours: Sbx, registry: str, offline_tarball: Path) -> None:
+    ours.ok("import", f"{registry}/offline:2", offline_tarball)
+    ours.ok("push", f"{registry}/offline:2")
+    ours.ok("rmi", f"{registry}/offline:2")
+    settings = Path(ours.env["HOME"]) / ".config" / "sbx" / "registries.conf"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f'[aliases]\ntools = "{registry}/offline"\n')
+    assert ours.ok("run", "tools:2", "echo", "hi") == "hi"
+    assert ours.ok("run", "--pull", "never", "tools:2", "echo", "hi") == "hi"
+    assert ours("run", "--pull", "never", "docker.io/library/tools:2", "true").status == 125
 
 
 def test_a_pull_that_fails(ours: Sbx, registry: str) -> None:

@@ -242,9 +242,7 @@ def failure(error: BaseException, url: str) -> TransportError:
     host = printable(urlsplit(url).netloc)
     reason = _root_cause(error)
     if isinstance(error, ProxyError):
-        return TransportError(
-            "proxy-failed", f"reach {host} through the proxy: {_text(reason)}", _PROXY_HINT, again=True
-        )
+        return TransportError("proxy-failed", f"reach {host} through the proxy: {_text(reason)}", _PROXY_HINT)
     if isinstance(error, NameResolutionError) or isinstance(reason, socket.gaierror):
         return TransportError("registry-unknown-host", f"reach {host}: the name is not known", _NAME_HINT)
     if isinstance(reason, ConnectionRefusedError):
