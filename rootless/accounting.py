@@ -251,6 +251,10 @@ class Output(Meter):
             os.dup2(writer, fd)
             os.close(writer)
 
+    def ours(self) -> list[int]:
+        """Return the descriptors that nobody else may hold, or the command would not see that its reader is gone."""
+        return [*self._pairs, *self._pairs.values()]
+
     def restore(self) -> None:
         """Put the caller's stdout and stderr back in their places."""
         for fd, ours in zip((1, 2), self._pairs.values(), strict=False):

@@ -377,6 +377,7 @@ def _protect(spec: SandboxSpec, request: Request) -> None:
     spec.capabilities = capabilities.EVERY if request.privileged else capabilities.adjust(
         capabilities.DEFAULT, request.cap_add, request.cap_drop)  # fmt: skip
     spec.no_new_privileges = not (request.allow_new_privs or request.privileged)
+    spec.landlock = spec.no_new_privileges and not nested
     if request.setgroups not in ("", "fake", "allow", "deny"):
         raise SbxError(
             "setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny"

@@ -112,7 +112,8 @@ def find(pid: int, name: str) -> Subtree:
         paths.allow_packages()
         from rootless import systemd  # D-Bus costs 20 ms, and only those whose limits need it pay for them
 
-        systemd.start_scope(name + ".scope", pid)
+        # We too: the scope, and the sandbox's counters with it, would vanish with the last process in it.
+        systemd.start_scope(name + ".scope", [pid, os.getpid()])
         return Subtree(of_process(pid), f"the scope {name} of systemd")
     path = f"{top}/{PREFIX}{os.geteuid()}"
     if _is_ours(path):

@@ -56,6 +56,10 @@ class Observed:
         if isinstance(error, SbxError) and error.code in ("child-lost", "step-failed") and self._enter:
             self._explain_start(error)
 
+    def ours(self) -> list[int]:
+        """Return the descriptors that the child must not keep."""
+        return self._output.ours() if self._output else []
+
     def follow(self, sandbox: Sandbox) -> str:
         """Called when pid 1 has an id; return its cgroup, or ""."""
         if self._receipt:

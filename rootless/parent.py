@@ -351,11 +351,17 @@ def _tell(notice: str, raw: bool) -> None:
 
 
 def start(
-    plan: Plan, terminal: bool = False, trace: bool = False, started: Callable[[Sandbox], None] | None = None
+    plan: Plan,
+    terminal: bool = False,
+    trace: bool = False,
+    started: Callable[[Sandbox], None] | None = None,
+    ours: Sequence[int] = (),
 ) -> Sandbox:
     """Carry out `plan` and return its sandbox, whose command runs; `started` is called as soon as pid 1 has an id.
 
-    The process must have one thread. On failure SbxError (StepError for a step of the child's) is raised, everything
+    The child does not keep the descriptors `ours`. The process must have one thread.
+
+    On failure SbxError (StepError for a step of the child's) is raised, everything
     has been undone and no process is left.
     """
     signals = Signals()
@@ -365,7 +371,7 @@ def start(
     pid = os.fork()
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
-        for fd in (status_reader, go_writer, outside, signals.reader):
+        for fd in (status_reader, go_writer, outside, signals.reader, *ours):
             if fd >= 0:
                 os.close(fd)
         child.walk(plan, Child(status_writer, go_reader, inside), trace)

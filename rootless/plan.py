@@ -50,9 +50,9 @@ def for_sandbox(spec: SandboxSpec) -> Plan:
 
     # From here on processes of the sandbox can see pid 1, and must learn nothing from it. The network helper still
     # could, through /proc/PID/ns, so it comes first.
-    plan.inside += [x.AwaitAttached(), *network.inside(spec), x.HideMemory(b"sbx-init")]
+    plan.inside += [x.AwaitAttached(), *network.inside(spec), *_oom_score(spec), x.HideMemory(b"sbx-init")]
     plan.inside += [x.StartCommand()] if spec.init else []
-    plan.inside += _command(spec, terminal)
+    plan.inside += _command(spec, terminal, confined=True)
     return plan
 
 
@@ -71,7 +71,7 @@ def for_exec(spec: SandboxSpec, outer: int, joined: dict[str, int], cgroup: str 
     # The outer user namespace is where the caller's groups can still be dropped. Memory is hidden after that (becoming
     # root makes it visible) and before the first namespace whose processes might look.
     plan.inside = [n.Join("user", outer), x.BecomeRoot(spec.idmap)] if outer >= 0 else []
-    plan.inside += [x.HideMemory(b"sbx-exec"), n.Join("user", joined["user"])]
+    plan.inside += [*_oom_score(spec), x.HideMemory(b"sbx-exec"), n.Join("user", joined["user"])]
     plan.inside += [n.Join(name, fd) for name, fd in joined.items() if name != "user"]
     # The pid namespace is for children, so the command is one; this process stays to see it end.
     plan.inside += [x.StartProcess([]), x.AwaitAttached()]
@@ -106,6 +106,19 @@ def for_look_around(idmap: IdMap, command: p.Exec) -> Plan:
 
 def _user_namespace(idmap: IdMap) -> list[Step]:
     return [n.Unshare("user"), x.Ready(), x.BecomeRoot(idmap)]
+
+
+def _oom_score(spec: SandboxSpec) -> list[Step]:
+    """While /proc/self still belongs to us: hidden processes' files are the host's root's."""
+    return [p.RaiseOomScore(spec.oom_score)] if spec.oom_score else []
+
+
+def _landlock(spec: SandboxSpec) -> list[Step]:
+    """Not for a sandbox that may mount, which Landlock forbids; nor for `exec`, which has to see its processes."""
+    if not spec.landlock:
+        return []
+    shared = {"sockets": "net", "signals": "pid"}
+    return [p.ConfineCommand(spec.pass_fds, [name for name, kind in shared.items() if kind not in spec.namespaces])]
 
 
 def _limit(plan: Plan, spec: SandboxSpec) -> None:
@@ -188,7 +201,7 @@ class _Sources:
 def _settings(spec: SandboxSpec) -> list[Step]:
     """What is written into the sandbox's own namespaces, while /proc/sys can be written."""
     steps: list[Step] = [m.WriteFile(path, content) for path, content in spec.files.items()]
-    steps += [n.HostName(spec.hostname)] if spec.hostname else []
+    steps += [n.HostName(spec.hostname)] if spec.hostname and "uts" in spec.namespaces else []
     steps += [n.LoopbackUp()] if "net" in spec.namespaces else []
     steps += [n.Sysctl(name, value) for name, value in spec.sysctls.items()]
     steps += [m.MakeFolder(spec.workdir)] if spec.rootfs.kind != "host" and spec.workdir != "/" else []
@@ -204,11 +217,10 @@ def _protected(spec: SandboxSpec) -> list[Step]:
     return steps
 
 
-def _command(spec: SandboxSpec, terminal: OpenTerminal | None) -> list[Step]:
+def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = False) -> list[Step]:
     """The process that becomes the command: it gives up what it has, from the most to the least, the filter last."""
     steps: list[Step] = [NewSession(terminal, spec.redirect_stderr)]
     steps += [p.NewKeyring()] if spec.keyring else []
-    steps += [p.RaiseOomScore(spec.oom_score)] if spec.oom_score else []
     steps += [p.SetLimits(spec.limits)] if spec.limits else []
     steps += [p.SetUmask(spec.umask), p.ChangeFolder(spec.workdir)]
     filtered = [p.LoadFilter(spec.filter_name, spec.filter)] if spec.filter else []
@@ -218,6 +230,7 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None) -> list[Step]:
         p.BoundCapabilities(spec.capabilities),
         p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
     ]
+    steps += _landlock(spec) if confined else []
     steps += [p.SetCapabilities(spec.capabilities), p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
     steps += [x.AwaitInspected()] if spec.inspected else []

@@ -216,6 +216,18 @@ class LoadFilter(Step):
         syscalls.seccomp_load(self.program)
 
 
+#: access rights of landlock(7) by version: 13 of the first, then refer, truncate, and ioctl on devices
+_LANDLOCK_RIGHTS = {0: 0, 1: 13, 2: 14, 3: 15, 4: 15}
+_LANDLOCK_RIGHTS_LATER = 16
+_LANDLOCK_FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # execute, write, read, truncate, ioctl: what files have
+_SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
+
+
+def _landlock_rights(version: int) -> int:
+    """Return the mask of all access rights that a version of Landlock knows: what it does not, it must not be asked."""
+    return (1 << _LANDLOCK_RIGHTS.get(version, _LANDLOCK_RIGHTS_LATER)) - 1
+
+
 class Confine(Step):
     """Hold this process to the folders in `writable`, the rest of the tree being out of reach, where there is Landlock.
 
@@ -234,17 +246,59 @@ class Confine(Step):
         version = syscalls.landlock_version()
         if not version:
             return
-        # Execute, write, read, list, remove, make of every kind: bits 0 to 12; refer 13 since version 2, truncate 14
-        # since 3, device ioctl 15 since 5. What a version does not know it must not be asked for.
-        rights = (1 << (13 + (version >= 2) + (version >= 3) + (version >= 5))) - 1
+        rights = _landlock_rights(version)
         ruleset = syscalls.landlock_create_ruleset([rights])
         for folder in self.folders:
-            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            syscalls.landlock_add_path(ruleset, fd, rights)
-            os.close(fd)
+            _allow(ruleset, folder, rights)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         syscalls.landlock_restrict_self(ruleset)
         os.close(ruleset)
+
+
+class ConfineCommand(Step):
+    """Hold the command to the sandbox's own tree, where the kernel has Landlock of version 2 or later.
+
+    A second wall: whatever leads out of the tree, a leaked descriptor or a link of procfs, opens nothing there; and
+    mounts can no longer be changed. Files that the caller handed over (stdin, stdout, stderr and `keep`) can be opened
+    again, as /dev/stdout is. `scoped` names what else must not leave: ``sockets`` (abstract ones) and ``signals``,
+    where the sandbox shares the host's network or processes (version 6). Needs no_new_privs.
+    """
+
+    __slots__ = ("keep", "scoped")
+
+    def __init__(self, keep: list[int], scoped: list[str]) -> None:
+        self.keep = keep
+        self.scoped = scoped
+
+    def describe(self) -> str:
+        return "confine to the sandbox's tree by Landlock" + (
+            f", {' and '.join(self.scoped)} too" if self.scoped else ""
+        )
+
+    def execute(self, child: Child) -> None:
+        version = syscalls.landlock_version()
+        if version < 2:  # before, no file could be moved from folder to folder
+            return
+        rights = _landlock_rights(version)
+        scopes = {"sockets": _SCOPE_ABSTRACT_UNIX_SOCKET, "signals": _SCOPE_SIGNAL}
+        scope = sum(scopes[name] for name in self.scoped) if version >= 6 else 0
+        ruleset = syscalls.landlock_create_ruleset([rights, 0, scope] if scope else [rights])
+        _allow(ruleset, "/", rights)
+        for fd in (0, 1, 2, *self.keep):
+            folder = os.fstat(fd).st_mode & 0o170000 == 0o040000
+            try:
+                syscalls.landlock_add_path(ruleset, fd, rights if folder else rights & _LANDLOCK_FILE)
+            except OSError as error:
+                if error.errno != 77:  # EBADFD: a pipe or a socket, which Landlock has nothing to say about
+                    raise
+        syscalls.landlock_restrict_self(ruleset)
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, folder: str, rights: int) -> None:
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.landlock_add_path(ruleset, fd, rights)
+    os.close(fd)
 
 
 class OrdinarySignals(Step):

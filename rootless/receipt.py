@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from rootless import capabilities, cgroups
+from rootless import capabilities, cgroups, syscalls
 from rootless.errors import SbxError, printable
 from rootless.privileges import RLIMITS
 
@@ -66,6 +66,7 @@ def read(
     rows |= _namespaces(wanted, namespaces)
     rows |= _ids(wanted, command)
     rows |= _privileges(wanted, status)
+    rows |= _landlock(wanted)
     rows |= _files(wanted, mounts)
     rows |= _network(wanted, command)
     rows |= _process_limits(wanted, command)
@@ -149,7 +150,7 @@ def _privileges(wanted: SandboxSpec, status: dict[str, str]) -> dict[str, Any]:
             "seccomp filter",
             wanted.filter_name or "unconfined",
             f"mode {status.get('Seccomp')}, {filters} filters",
-            status.get("Seccomp") == "2",
+            status.get("Seccomp") == "2" and wanted.filter_name not in ("", "unconfined"),
         ),
         "no_new_privs": _row(
             "no_new_privs", wanted.no_new_privileges, status.get("NoNewPrivs") == "1", status.get("NoNewPrivs") == "1"
@@ -164,6 +165,13 @@ def _privileges(wanted: SandboxSpec, status: dict[str, str]) -> dict[str, Any]:
             "supplementary groups", [], status.get("Groups", "").split(), not status.get("Groups", "").split()
         ),
     }
+
+
+def _landlock(wanted: SandboxSpec) -> dict[str, Any]:
+    # The kernel shows nobody its domains; but a launch whose step fails ends there, so what it can do it has done.
+    version = syscalls.landlock_version()
+    in_force = wanted.landlock and version >= 2
+    return {"landlock": _row("Landlock, by its step's success", wanted.landlock, f"version {version}", in_force)}
 
 
 def _files(wanted: SandboxSpec, mounts: dict[str, list[str]]) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class SandboxSpec(Value):
     user, group     name or number, looked up inside
     limits          resource limits: name → (soft, hard)
     capabilities    mask of 1 << CAP_*
+    landlock        the command can reach nothing but the sandbox's tree, where the kernel can see to that
     filter_name, filter   the compiled seccomp filter; empty is none
     sysctls         name → value, written before /proc/sys becomes read-only
     terminal        a pty inside as stdin, stdout (and stderr if redirect_stderr)
@@ -215,6 +216,7 @@ class SandboxSpec(Value):
     filter_name: str
     filter: bytes
     keyring: bool
+    landlock: bool
     sysctls: dict[str, str]
     terminal: bool
     redirect_stderr: bool
@@ -232,7 +234,7 @@ class SandboxSpec(Value):
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
         "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
-        "keyring": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True,
+        "keyring": True, "landlock": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True,
         "resources": {}, "best_effort": False, "accounted": False, "inspected": False,
         "network": None, "notices": [],
     }  # fmt: skip

@@ -14,8 +14,8 @@ BUS, PATH, MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "o
 SECONDS = 25.0  #: the D-Bus convention for an answer
 
 
-def start_scope(name: str, pid: int) -> None:
-    """Have systemd make the transient scope `name`, delegated, with the process `pid` in it; return when it is.
+def start_scope(name: str, pids: list[int]) -> None:
+    """Have systemd make the transient scope `name`, delegated, with the processes `pids` in it; return when it is.
 
     The scope ends with its last process. Raises SbxError ``cgroup-missing`` where systemd cannot be reached or refuses.
     """
@@ -29,7 +29,7 @@ def start_scope(name: str, pid: int) -> None:
         properties = [
             ("Description", ("s", "sbx sandbox")),
             ("Delegate", ("b", True)),
-            ("PIDs", ("au", [pid])),
+            ("PIDs", ("au", pids)),
             ("CollectMode", ("s", "inactive-or-failed")),
         ]
         with bus.filter(ends) as jobs:

@@ -19,6 +19,8 @@ import needs
 import pytest
 from conftest import Sbx
 
+from rootless import cgroups
+
 BOX = ("--net", "none", "--rootfs")
 OUT_OF_MEMORY = r"sbx: out of memory: limit 32 MiB, peak (32|31\.\d) MiB\n"
 
@@ -43,7 +45,7 @@ def running(sbx: Sbx, *arguments: object, name: str) -> Iterator[subprocess.Pope
         process.communicate(timeout=30)
 
 
-def cgroup(sbx: Sbx, name: str) -> Path:
+def cgroup_of(sbx: Sbx, name: str) -> Path:
     """Return the cgroup of a running sandbox."""
     return Path(json.loads(sbx.ok("inspect", name))[0]["receipt"]["cgroup"])
 
@@ -144,7 +146,7 @@ def test_limits_too_low_to_begin(sbx: Sbx, rootfs: Path) -> None:
 
 def test_inside_the_cgroup_is_the_root_and_nothing_else_is_in_it(sbx: Sbx, rootfs: Path) -> None:
     with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
-        folder = cgroup(sbx, "one")
+        folder = cgroup_of(sbx, "one")
         assert sbx.ok("exec", "one", "cat", "/proc/self/cgroup").split("\n")[-1] == "0::/"
         pids = [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
         assert len(pids) == 2  # pid 1 and the command
@@ -160,7 +162,7 @@ def test_inside_the_cgroup_is_the_root_and_nothing_else_is_in_it(sbx: Sbx, rootf
 
 def test_update_pause_kill(sbx: Sbx, rootfs: Path) -> None:
     with running(sbx, "--memory", "64m", "--pids", "20", *BOX, rootfs, name="one") as process:
-        folder = cgroup(sbx, "one")
+        folder = cgroup_of(sbx, "one")
         sbx.ok("update", "--memory", "80m", "--pids", "9", "--cpus", "0.5", "one")
         assert (folder / "memory.max").read_text() == f"{80 << 20}\n"
         assert (folder / "pids.max").read_text() == "9\n"
@@ -192,7 +194,7 @@ def test_stats_and_top(sbx: Sbx, rootfs: Path) -> None:
 
 def test_a_killed_parent_leaves_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
     with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
-        folder = cgroup(sbx, "one")
+        folder = cgroup_of(sbx, "one")
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         assert _vanishes(folder)
@@ -200,7 +202,7 @@ def test_a_killed_parent_leaves_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
 
 def test_when_parent_and_supervisor_were_killed_the_next_launch_clears(sbx: Sbx, rootfs: Path) -> None:
     with running(sbx, "--memory", "64m", *BOX, rootfs, name="one") as process:
-        folder = cgroup(sbx, "one")
+        folder = cgroup_of(sbx, "one")
         supervisor = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
         process.send_signal(signal.SIGSTOP)
         os.kill(supervisor, signal.SIGKILL)
@@ -210,15 +212,27 @@ def test_when_parent_and_supervisor_were_killed_the_next_launch_clears(sbx: Sbx,
     assert _vanishes(folder)
 
 
+def sandboxes() -> set[Path]:
+    """Return all cgroups that are or hold a sandbox, of whatever parent."""
+    return {path for path in Path(cgroups.mount_point()).rglob("sbx-*") if path.name != cgroups.OURS}
+
+
+def test_nothing_is_left(sbx: Sbx, rootfs: Path) -> None:
+    before = sandboxes()
+    for command in (["true"], ["false"], ["/nowhere"], ["sh", "-c", "sleep 100 & exit 3"]):
+        sbx("run", "--memory", "64m", *BOX, rootfs, *command)
+    sbx("run", "--memory", "64m", "--require", "time", *BOX, rootfs, "true", check=125)
+    assert all(_vanishes(path) for path in sandboxes() - before)
+
+
 @pytest.mark.slow
 def test_a_thousand_sandboxes_leave_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
-    with running(sbx, "--memory", "64m", *BOX, rootfs, name="one"):
-        parent = cgroup(sbx, "one").parent
-        before = sorted(path.name for path in parent.iterdir() if path.is_dir())
-        for _ in range(250):
-            batch = [sbx.start("run", "--memory", "64m", *BOX, rootfs, "true") for _ in range(4)]
-            assert [process.communicate(timeout=120) and process.returncode for process in batch] == [0, 0, 0, 0]
-        assert sorted(path.name for path in parent.iterdir() if path.is_dir()) == before
+    before = sandboxes()
+    for _ in range(250):
+        batch = [sbx.start("run", "--memory", "64m", *BOX, rootfs, "true") for _ in range(4)]
+        ended = [(process.communicate(timeout=120), process.returncode) for process in batch]
+        assert ended == [((b"", b""), 0)] * 4
+    assert all(_vanishes(path) for path in sandboxes() - before)
 
 
 def _vanishes(folder: Path) -> bool:

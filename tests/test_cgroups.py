@@ -1,0 +1,187 @@
+"""Limits as they are asked for, and the words for what this host cannot enforce; enforcement is in test_limits.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import needs
+import pytest
+from conftest import Sbx
+
+from rootless import cgroups, options, resources
+from rootless.errors import SbxError
+
+BOX = ("--net", "none", "--rootfs")
+
+
+def asked(*words: str) -> dict[str, str]:
+    request = options.read("run", [*words, "image"])
+    assert request is not None
+    return resources.asked(request)
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        ("--memory 64m", {"memory.max": "67108864", "memory.swap.max": "67108864", "memory.oom.group": "1"}),
+        ("-m64M --memory-swap 96m", {"memory.max": "67108864", "memory.swap.max": "33554432", "memory.oom.group": "1"}),
+        ("-m 1g --memory-swap -1", {"memory.max": "1073741824", "memory.swap.max": "max", "memory.oom.group": "1"}),
+        ("-m 1kib --memory-swap 1024", {"memory.max": "1024", "memory.swap.max": "0", "memory.oom.group": "1"}),
+        ("--memory-high 1.5g", {"memory.high": "1610612736"}),
+        ("--cpus 1.5", {"cpu.max": "150000 100000"}),
+        ("--cpus .25 --cpu-weight 10", {"cpu.max": "25000 100000", "cpu.weight": "10"}),
+        ("--cpuset-cpus 0-1,3", {"cpuset.cpus": "0-1,3"}),
+        ("--pids-limit 100", {"pids.max": "100"}),
+        ("--pids 1 --no-init", {"pids.max": "1"}),
+        ("--pids -1", {}),
+        ("--cgroup-conf memory.low=4096", {"memory.low": "4096"}),
+        ("--ulimit nofile=10", {}),
+    ],
+)
+def test_options_become_files(words: str, files: dict[str, str]) -> None:
+    assert asked(*words.split()) == files
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--memory 64x",
+        "--memory -1",
+        "--memory 1e9",
+        "--memory-swap 64m",
+        "--memory 64m --memory-swap 32m",
+        "--cpus 0",
+        "--cpus 0.001",
+        "--cpus 1,5",
+        "--cpus nan",
+        "--cpu-weight 0",
+        "--cpu-weight 10001",
+        "--cpuset-cpus 0;1",
+        "--pids 1",
+        "--io-read-bps 10m",
+        "--io-read-bps /dev/null:10m",
+        "--io-read-bps /nowhere:10m",
+        "--io-write-iops /:1.5",
+        "--cgroup-conf memory.max",
+        "--cgroup-conf cgroup.procs=1",
+        "--cgroup-conf ../memory.max=1",
+    ],
+)
+def test_bad_limits_are_refused(words: str) -> None:
+    with pytest.raises(SbxError) as caught:
+        asked(*words.split())
+    assert caught.value.code in ("limit-invalid", "size-invalid")
+
+
+def test_limits_of_one_disk_share_a_line() -> None:
+    disks = [path for path in Path("/sys/block").iterdir() if Path("/dev", path.name).is_block_device()]
+    if not disks:
+        needs.enforce("no block device in /dev")
+    disk = Path("/dev", disks[0].name)
+    number = os.stat(disk).st_rdev
+    files = asked("--io-read-bps", f"{disk}:1m", "--io-write-iops", f"{disk}:10")
+    assert files == {"io.max": f"{os.major(number)}:{os.minor(number)} rbps=1048576 wiops=10"}
+
+
+def test_the_plan_shows_them(sbx: Sbx, rootfs: Path) -> None:
+    lines = sbx.ok("run", "--dry-run", "--memory", "64m", "--pids", "9", *BOX, rootfs, "true").split("\n")
+    joins = next(place for place, line in enumerate(lines) if "memory.max=67108864" in line)
+    # in it before pid 1 is made, out of it (the supervisor) before the command may start
+    assert joins < next(place for place, line in enumerate(lines) if line.startswith("start pid 1"))
+    assert any("take the supervisor out of the cgroup, pids.max=9" in line for line in lines)
+    assert "the cgroup" not in sbx.ok("run", "--dry-run", *BOX, rootfs, "true")
+
+
+@pytest.fixture
+def _no_limits(home: Path, rootfs: Path) -> None:
+    if Sbx(home)("run", "--memory", "64m", *BOX, rootfs, "true").status == 0:
+        pytest.skip("this host enforces limits")
+
+
+@pytest.mark.usefixtures("_no_limits")
+def test_what_cannot_be_enforced_is_an_error(sbx: Sbx, rootfs: Path) -> None:
+    done = sbx("run", "--memory", "64m", "--pids", "9", *BOX, rootfs, "echo", "ran")
+    assert (done.status, done.stdout) == (125, "")
+    message, hint = done.stderr.rstrip("\n").split("\n")
+    assert message.startswith("sbx: limit memory, pids: ")
+    # the cure, then the weaker means by name, then the way on
+    assert hint.startswith("hint: ")
+    assert hint.index("--ulimit as=BYTES") < hint.index("--ulimit nproc=N") < hint.index("--best-effort")
+
+
+@pytest.mark.usefixtures("_no_limits")
+def test_best_effort_warns_and_goes_on(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+    receipt = tmp_path / "receipt"
+    done = sbx("run", "--memory", "64m", "--best-effort", "--receipt", receipt, *BOX, rootfs, "echo", "ran")
+    assert (done.status, done.stdout) == (0, "ran\n")
+    assert done.stderr.startswith("sbx: warning: limit memory: ")
+    assert '"memory": {"asked": "67108864", "actual": null, "in_force": false' in receipt.read_text()
+    required = sbx("run", "--memory", "64m", "--best-effort", "--require", "memory", *BOX, rootfs, "echo", "ran")
+    assert (required.status, required.stdout) == (125, "")
+    assert "require memory: it is not in force" in required.stderr
+
+
+@pytest.mark.usefixtures("_no_limits")
+def test_counting_needs_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
+    done = sbx("run", "--stats", *BOX, rootfs, "sh", "-c", "exit 3")
+    assert done.status == 3
+    assert done.stderr.startswith("sbx: ended: exit, status 3\n")
+
+
+def test_a_cgroup_that_is_not_ours_is_not_used(sbx: Sbx, rootfs: Path) -> None:
+    top = cgroups.mount_point()
+    if not top or cgroups._delegated(cgroups.of_process(), top):
+        pytest.skip("no cgroup v2 tree, or our own part of it is delegated and comes first")
+    done = sbx("run", "--memory", "64m", *BOX, rootfs, "true", env={"SBX_CGROUP": "/"})
+    assert done.status == 125
+    assert f"use SBX_CGROUP {top}" in done.stderr
+
+
+def test_commands_on_a_sandbox_without_cgroup(sbx: Sbx, rootfs: Path) -> None:
+    process = sbx.start("run", "--name", "plain", *BOX, rootfs, "sh", "-c", "echo up; exec sleep 100")
+    assert process.stdout
+    process.stdout.readline()
+    for command in (["pause"], ["update", "--pids", "9"]):
+        done = sbx(*command, "plain")
+        assert (done.status, done.stderr.split("\n")[0]) == (
+            125,
+            "sbx: find the cgroup of plain: it was started without limits, so it has none",
+        )
+    assert "sleep 100" in sbx.ok("top", "plain")
+    assert '"source": "processes"' in sbx.ok("stats", "--json", "--once", "plain")
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_tables_of_counters(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\nmax 7\noom_kill 2\n")
+    (tmp_path / "memory.peak").write_text("4096\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cgroup.controllers").write_text("io memory\n")
+    (tmp_path / "io.stat").write_text(
+        "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0\n254:0 rbytes=5 wbytes=1 rios=1 wios=1\n"
+    )
+    assert cgroups.account(str(tmp_path)) == {
+        "memory_peak_bytes": 4096, "out_of_memory": 2, "memory_limit_hits": 7,
+        "io_read_bytes": 15, "io_write_bytes": 21, "io_reads": 2, "io_writes": 3,
+    }  # fmt: skip
+
+
+def test_rounding_holds_in_the_receipt() -> None:
+    from rootless.receipt import _holds
+
+    assert _holds("50000001", "49999872")
+    assert not _holds("50000001", "49000000")
+    assert not _holds("50000001", "max")
+    assert _holds("8:0 rbps=1048576", "8:0 rbps=1048576 wbps=max riops=max wiops=max")
+    assert not _holds("8:0 rbps=1048576", "8:16 rbps=1048576 wbps=max riops=max wiops=max")
+    assert not _holds("75000 100000", "")
+
+
+def test_update_asks_for_what_run_asks_for() -> None:
+    values: dict[str, Any] = dict.fromkeys(resources.OPTIONS, "") | {"cpu_weight": None, "pids": 5}
+    values |= {name: [] for name in resources.OPTIONS if name.startswith("io_") or name == "cgroup_conf"}
+    assert resources.asked(SimpleNamespace(**values)) == {"pids.max": "5"}
