@@ -60,6 +60,7 @@ _SHELL = [
     Option("--shm-size", TEXT, "size of /dev/shm (default 64m)", "SIZE", "Files"),
     Option("--hostname", TEXT, "host name (default: the sandbox's id)", "NAME", "Network"),
     Option("--net --network", TEXT, "auto (default), slirp4netns, pasta, none, host", "BACK-END", "Network"),
+    Option("-p --publish", LIST, "publish a port or range on the host's 127.0.0.1, or IP; HOST 0: any", "[[IP:]HOST:]SANDBOX[/udp]", "Network"),
     Option("--host-loopback", FLAG, "let the sandbox reach the host's 127.0.0.1, as host.containers.internal", "", "Network"),
     Option("--add-host", LIST, "add a line to /etc/hosts", "NAME:ADDRESS", "Network"),
     Option("--dns", LIST, "ask this resolver", "ADDRESS", "Network"),

@@ -39,7 +39,7 @@ def install_hint(name: str) -> str:
 
 def require(name: str) -> str:
     """Return the absolute path of `name`; raises SbxError ``program-missing`` with the package as its hint."""
-    if path := find(name):
+    if path := name if name.startswith("/") else find(name):
         return path
     raise SbxError("program-missing", f"find {name}: not installed", install_hint(name))
 

@@ -457,6 +457,33 @@ def loopback_up() -> None:
         os.close(fd)
 
 
+# ── addresses: rtnetlink(7), if_nametoindex(3), inet_pton(3) ──────────────────────────────────────────────────────────
+
+_AF_INET, _AF_INET6, _AF_NETLINK, _SOCK_RAW = 2, 10, 16, 3
+
+
+def netlink_route_socket() -> int:
+    """Return a socket to the kernel's routing subsystem in this net namespace, as a descriptor: rtnetlink(7)."""
+    return _libc("socket", _AF_NETLINK, _SOCK_RAW | os.O_CLOEXEC, 0)
+
+
+def interface_index(name: str) -> int:
+    """Return the number of a network interface: if_nametoindex(3)."""
+    index = _libc("if_nametoindex", name.encode())
+    if index == 0:
+        raise OSError(19, os.strerror(19))  # ENODEV
+    return index
+
+
+def packed_address(text: str) -> bytes:
+    """Return the 4 or 16 bytes of an IPv4 or IPv6 address, b"" where `text` is none: inet_pton(3)."""
+    result = _buffer(16)
+    family = _AF_INET6 if ":" in text else _AF_INET
+    if "\0" in text or _libc("inet_pton", family, text.encode("utf-8", "replace"), result) != 1:
+        return b""
+    return bytes(result)[: 16 if family == _AF_INET6 else 4]
+
+
 # ── memory of this process ────────────────────────────────────────────────────────────────────────────────────────────
 
 

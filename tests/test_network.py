@@ -99,14 +99,25 @@ def test_addresses_are_there_before_the_command(sbx: Sbx, rootfs: Path, backend:
 
 
 def test_none_has_loopback_alone(sbx: Sbx, rootfs: Path) -> None:
-    said = sbx.ok("run", "--net", "none", "--rootfs", rootfs, "sh", "-c", "ip -o link; cat /etc/resolv.conf; echo hi | nc -l -p 1 & sleep 0.2; nc 127.0.0.1 1")
+    said = sbx.ok(
+        "run",
+        "--net",
+        "none",
+        "--rootfs",
+        rootfs,
+        "sh",
+        "-c",
+        "ip -o link; cat /etc/resolv.conf; echo hi | nc -l -p 1 & sleep 0.2; nc 127.0.0.1 1",
+    )
     assert [line.split()[1] for line in said.splitlines() if "link/" in line] == ["lo:"]
     assert "nameserver" not in said
     assert said.endswith("hi")
 
 
 def test_host_is_no_namespace_of_its_own(sbx: Sbx, rootfs: Path) -> None:
-    assert sbx.ok("run", "--net", "host", "--rootfs", rootfs, "readlink", "/proc/self/ns/net") == os.readlink("/proc/self/ns/net")
+    assert sbx.ok("run", "--net", "host", "--rootfs", rootfs, "readlink", "/proc/self/ns/net") == os.readlink(
+        "/proc/self/ns/net"
+    )
 
 
 @pytest.mark.parametrize("backend", USER_MODE)
@@ -114,14 +125,25 @@ def test_host_is_no_namespace_of_its_own(sbx: Sbx, rootfs: Path) -> None:
     (socket.AF_INET, "127.0.0.1", names.GATEWAY),
     (socket.AF_INET6, "::1", names.GATEWAY6),
 ])  # fmt: skip
-def test_the_hosts_loopback_when_asked_for(sbx: Sbx, rootfs: Path, backend: str, family: socket.AddressFamily, host: str, gateway: str) -> None:
+def test_the_hosts_loopback_when_asked_for(
+    sbx: Sbx, rootfs: Path, backend: str, family: socket.AddressFamily, host: str, gateway: str
+) -> None:
     if family == socket.AF_INET6 and not any(
         line.split()[3] == "00" for line in Path("/proc/net/if_inet6").read_text().splitlines()
     ):
         pytest.skip("this host has no IPv6 address besides ::1")
     with server(family, host) as port:
-        said = sbx.ok("run", "--net", backend, "--host-loopback", "--rootfs", rootfs, "sh", "-c",
-                     f"timeout 5 nc {gateway} {port}; true")
+        said = sbx.ok(
+            "run",
+            "--net",
+            backend,
+            "--host-loopback",
+            "--rootfs",
+            rootfs,
+            "sh",
+            "-c",
+            f"timeout 5 nc {gateway} {port}; true",
+        )
     assert said == "hello"
 
 
@@ -233,7 +255,16 @@ def test_resolv_conf(backend: str, host: str, servers: list[str], expected: str)
 
 
 def test_dns_options(sbx: Sbx, rootfs: Path) -> None:
-    options = ["--net", "slirp4netns", "--dns", "192.0.2.53", "--dns-search", "lan.example", "--add-host", "db:192.0.2.7"]
+    options = [
+        "--net",
+        "slirp4netns",
+        "--dns",
+        "192.0.2.53",
+        "--dns-search",
+        "lan.example",
+        "--add-host",
+        "db:192.0.2.7",
+    ]
     said = sbx.ok("run", *options, "--rootfs", rootfs, "cat", "/etc/resolv.conf", "/etc/hosts")
     assert "nameserver 192.0.2.53\n" in said
     assert "search lan.example\n" in said
@@ -246,11 +277,19 @@ def test_dns_options(sbx: Sbx, rootfs: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (["--net", "nonesuch"], "choose network nonesuch: there is none of that name", "back ends are auto, slirp4netns, pasta"),
+        (
+            ["--net", "nonesuch"],
+            "choose network nonesuch: there is none of that name",
+            "back ends are auto, slirp4netns, pasta",
+        ),
         (["--net", "none", "--host-loopback"], "reach the host's loopback with --net none", "use --net slirp4netns"),
         (["--net", "none", "--dns", "one.one"], "set resolver 'one.one': it is no IP address", ""),
         (["--net", "none", "--add-host", "db=1"], "add host 'db=1': it is NAME:ADDRESS", ""),
-        (["--net", "none", "--add-host", "db:host-gateway"], "the host's loopback cannot be reached", "--host-loopback"),
+        (
+            ["--net", "none", "--add-host", "db:host-gateway"],
+            "the host's loopback cannot be reached",
+            "--host-loopback",
+        ),
     ],
 )
 def test_bad_words(sbx: Sbx, rootfs: Path, options: list[str], message: str, hint: str) -> None:
@@ -279,7 +318,9 @@ def fake(folder: Path, name: str, script: str) -> dict[str, str | None]:
         ("pasta", "echo 'Failed to open() /dev/net/tun' >&2; exit 1", "attach pasta: Failed to open() /dev/net/tun", "use --net"),
     ],
 )  # fmt: skip
-def test_a_helper_that_fails(sbx: Sbx, rootfs: Path, tmp_path: Path, backend: str, script: str, message: str, hint: str) -> None:
+def test_a_helper_that_fails(
+    sbx: Sbx, rootfs: Path, tmp_path: Path, backend: str, script: str, message: str, hint: str
+) -> None:
     done = sbx("run", "--net", backend, "--rootfs", rootfs, "true", env=fake(tmp_path, backend, script))
     assert done.status == 125
     assert message in done.stderr

@@ -13,7 +13,7 @@ import typer
 
 from rootless import __version__
 
-GROUPS = ("hot", "sandboxes", "limits", "images", "registry", "host", "help")
+GROUPS = ("hot", "sandboxes", "limits", "images", "archives", "system", "registry", "network", "host", "help")
 
 app = typer.Typer(
     name="sbx",

@@ -45,6 +45,13 @@ def wanted(request: Request) -> tuple[Network, str]:
     if request.host_loopback and name not in (*names.USER_MODE, "host"):
         raise SbxError("network-conflict", f"reach the host's loopback with --net {name}: nothing leads there",
                        "use --net slirp4netns")  # fmt: skip
+    if request.publish:
+        from rootless.network import ports
+
+        if name == "host":
+            raise SbxError("network-conflict", "publish ports with --net host: the command's ports are the host's already",
+                           "leave --publish out")  # fmt: skip
+        network.ports = [port for text in request.publish for port in ports.parse(text)]
     return network, notice
 
 
@@ -54,7 +61,10 @@ def _backend(name: str) -> tuple[str, str]:
         for found in names.USER_MODE:
             if programs.find(found):
                 return found, ""
-        return "none", f"no network: slirp4netns is not installed; {programs.install_hint('slirp4netns')}, or say --net none"
+        return (
+            "none",
+            f"no network: slirp4netns is not installed; {programs.install_hint('slirp4netns')}, or say --net none",
+        )
     if name not in BACKENDS:
         raise SbxError("network-unknown", f"choose network {printable(name)}: there is none of that name",
                        f"back ends are auto, {', '.join(BACKENDS)}")  # fmt: skip
@@ -78,7 +88,12 @@ def has_ipv6() -> bool:
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's steps that attach the network of `spec`."""
-    return BACKENDS[spec.network.backend](spec)
+    acts = BACKENDS[spec.network.backend](spec)
+    if spec.network.ports:
+        from rootless.network import publish
+
+        acts += publish.steps(spec)
+    return acts
 
 
 def inside(spec: SandboxSpec) -> list[Step]:

@@ -5,14 +5,16 @@ A user-mode stack would announce them, but whenever it comes to that: the comman
 
 from __future__ import annotations
 
+import os
 import sys
 
+from rootless import syscalls
 from rootless.steps import Child, Step
 
 _RTM_NEWADDR, _RTM_NEWROUTE = 20, 24
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE, _NLM_F_EXCL = 1, 4, 0x400, 0x200
 _IFA_ADDRESS, _IFA_LOCAL, _RTA_OIF, _RTA_GATEWAY = 1, 2, 4, 5
-_IFA_F_NODAD = 2
+_AF_INET6, _IFA_F_NODAD, _EEXIST = 10, 2, 17
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
 
 
@@ -30,31 +32,29 @@ class Configure(Step):
         return f"set the address {self.address} on {self.interface}"
 
     def execute(self, child: Child) -> None:
-        import _socket  # imported outside already: plan.attach's module for IPv6 is this one
-
-        index = _socket.if_nametoindex(self.interface)
-        six = _socket.AF_INET6
-        own, gateway = _socket.inet_pton(six, self.address), _socket.inet_pton(six, self.gateway)
-        link = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
+        index = syscalls.interface_index(self.interface)
+        own, gateway = syscalls.packed_address(self.address), syscalls.packed_address(self.gateway)
+        link = syscalls.netlink_route_socket()
         try:
             # struct ifaddrmsg: family, prefix length, flags, scope, index
-            header = bytes((six, 64, _IFA_F_NODAD, _RT_SCOPE_UNIVERSE)) + _word(index)
+            header = bytes((_AF_INET6, 64, _IFA_F_NODAD, _RT_SCOPE_UNIVERSE)) + _word(index)
             _ask(link, _RTM_NEWADDR, header + _attribute(_IFA_LOCAL, own) + _attribute(_IFA_ADDRESS, own))
             # struct rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type, flags
-            header = bytes((six, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST)) + _word(0)
+            header = bytes(
+                (_AF_INET6, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST)
+            ) + _word(0)
             _ask(link, _RTM_NEWROUTE, header + _attribute(_RTA_GATEWAY, gateway) + _attribute(_RTA_OIF, _word(index)))
         finally:
-            link.close()
+            os.close(link)
 
 
-def _ask(link: _Socket, kind: int, body: bytes) -> None:
+def _ask(link: int, kind: int, body: bytes) -> None:
     """Send one request and wait for its answer, an error number. That something is there already is none."""
     flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL
-    head = _word(16 + len(body)) + _half(kind) + _half(flags) + _word(1) + _word(0)
-    link.send(head + body)
-    number = -int.from_bytes(link.recv(4096)[16:20], sys.byteorder, signed=True)
-    if number not in (0, 17):  # EEXIST
-        raise OSError(number, "rtnetlink")
+    os.write(link, _word(16 + len(body)) + _half(kind) + _half(flags) + _word(1) + _word(0) + body)
+    number = -int.from_bytes(os.read(link, 4096)[16:20], sys.byteorder, signed=True)
+    if number not in (0, _EEXIST):
+        raise OSError(number, os.strerror(number))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -67,8 +67,3 @@ def _word(value: int) -> bytes:
 
 def _half(value: int) -> bytes:
     return value.to_bytes(2, sys.byteorder)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from _socket import socket as _Socket

@@ -5,6 +5,7 @@ slirp4netns's addresses (slirp4netns(1)) serve for pasta too, so a sandbox looks
 
 from __future__ import annotations
 
+from rootless import syscalls
 from rootless.errors import SbxError, printable
 
 TYPE_CHECKING = False
@@ -21,20 +22,9 @@ _BLANK = frozenset(" \t\n\r\0")
 
 def check_address(text: str, what: str) -> str:
     """Return `text` if it is an IPv4 or IPv6 address; else raise SbxError ``address-invalid``."""
-    if not is_address(text):
+    if not syscalls.packed_address(text):
         raise SbxError("address-invalid", f"{what} {printable(text)!r}: it is no IP address")
     return text
-
-
-def is_address(text: str) -> bool:
-    """Whether `text` is an IPv4 or IPv6 address, in full."""
-    import _socket  # rare: only where an address was given
-
-    try:
-        _socket.inet_pton(_socket.AF_INET6 if ":" in text else _socket.AF_INET, text)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def hosts(network: Network, hostname: str, added: list[str]) -> str:
@@ -50,7 +40,11 @@ def hosts(network: Network, hostname: str, added: list[str]) -> str:
         if address == "host-gateway" and not host:
             raise SbxError("host-invalid", f"add host {printable(text)!r}: the host's loopback cannot be reached",
                            "allow it with --host-loopback")  # fmt: skip
-        address = host if address == "host-gateway" else check_address(address.strip("[]"), f"add host {printable(name)}: address")
+        address = (
+            host
+            if address == "host-gateway"
+            else check_address(address.strip("[]"), f"add host {printable(name)}: address")
+        )
         lines.append(f"{address} {name}")
     return "\n".join(lines) + "\n"
 

@@ -39,7 +39,9 @@ class Attach(OutsideStep):
     def execute(self, pid: int) -> Undo:
         link = f"{self.folder}/{LINK}"
         os.symlink(f"/proc/{pid}/ns/net", link)
-        program = programs.spawn([*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder)
+        program = programs.spawn(
+            [*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder
+        )
         said = program.finish()
         if program.status:
             raise _failure(said)
@@ -47,9 +49,21 @@ class Attach(OutsideStep):
 
     def _arguments(self) -> list[str]:
         network = self.network
-        words = ["pasta", "--quiet", "--config-net", "--ns-ifname", names.INTERFACE, "--pid", f"{self.folder}/{_NUMBER}"]
+        words = [
+            "pasta",
+            "--quiet",
+            "--config-net",
+            "--ns-ifname",
+            names.INTERFACE,
+            "--pid",
+            f"{self.folder}/{_NUMBER}",
+        ]
         words += ["-a", names.OWN, "-n", "24", "-g", names.GATEWAY, "--dns-forward", names.RESOLVER]
-        words += ["-a", names.OWN6, "-g", names.GATEWAY6, "--dns-forward", names.RESOLVER6] if network.ipv6 else ["--ipv4-only"]
+        words += (
+            ["-a", names.OWN6, "-g", names.GATEWAY6, "--dns-forward", names.RESOLVER6]
+            if network.ipv6
+            else ["--ipv4-only"]
+        )
         # The gateway's address is the host's loopback to it, unless told otherwise
         words += [] if network.host_loopback else ["--no-map-gw"]
         # Ports of the sandbox and of the host's loopback are forwarded when asked for, and not because they are there
@@ -96,9 +110,15 @@ def _failure(said: str) -> SbxError:
     lines = [line.strip() for line in said.splitlines() if line.strip() and "syslog" not in line]
     if any("unrecognized option" in line or "invalid option" in line for line in lines):
         cause = next(line for line in lines if "option" in line)
-        return SbxError("network-helper-old", f"attach pasta: {printable(cause)}", "it is too old: a version of 2023 is needed")
+        return SbxError(
+            "network-helper-old", f"attach pasta: {printable(cause)}", "it is too old: a version of 2023 is needed"
+        )
     cause = lines[-1] if lines else "it ended without a word"
-    return SbxError("network-failed", f"attach pasta: {printable(cause)}", slirp4netns.tun_hint() or "use --net slirp4netns, or none")
+    return SbxError(
+        "network-failed",
+        f"attach pasta: {printable(cause)}",
+        slirp4netns.tun_hint() or "use --net slirp4netns, or none",
+    )
 
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:

@@ -45,7 +45,9 @@ class Attach(OutsideStep):
         return "attach slirp4netns"
 
     def execute(self, pid: int) -> Undo:
-        return start(arguments(self.network, ["--configure", "--userns-path", f"/proc/{pid}/ns/user", str(pid)]), self.folder)
+        return start(
+            arguments(self.network, ["--configure", "--userns-path", f"/proc/{pid}/ns/user", str(pid)]), self.folder
+        )
 
 
 def start(argv: list[str], folder: str) -> Helper:
@@ -109,7 +111,9 @@ def _failure(said: str) -> SbxError:
     for mark in ("unrecognized option", "invalid option", "unknown option"):
         if mark in said:
             cause = next(line for line in said.splitlines() if mark in line).strip()
-            return SbxError("network-helper-old", f"attach slirp4netns: {printable(cause)}", "it is too old: version 1.0 is needed")
+            return SbxError(
+                "network-helper-old", f"attach slirp4netns: {printable(cause)}", "it is too old: version 1.0 is needed"
+            )
     return SbxError("network-failed", f"attach slirp4netns: {printable(cause)}", tun_hint() or "or use --net none")
 
 
