@@ -53,9 +53,9 @@ def ns(
     if json:
         output.json([namespace.summary() for namespace in found])
     else:
-        # what the other columns leave of a terminal's line
-        width = max(20, shutil.get_terminal_size().columns - 76) if sys.stdout.isatty() else 1 << 20
-        output.table(("NAMESPACE", "TYPE", "PROCESSES", "PID", "USER", "SANDBOX", "COMMAND"), lsns.rows(found, width))
+        head = ("NAMESPACE", "TYPE", "PROCESSES", "PID", "USER", "SANDBOX", "COMMAND")
+        lines = lsns.rows(found)
+        output.table(head, lsns.fit(head, lines, shutil.get_terminal_size().columns) if sys.stdout.isatty() else lines)
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> int:

@@ -84,11 +84,8 @@ def of_sandbox(name: str) -> list[Namespace]:
     return [namespace for namespace in survey() if namespace.sandbox == known]
 
 
-def rows(namespaces: Iterable[Namespace], width: int = 1 << 20) -> list[tuple[str, ...]]:
-    """Return lines for a table: each namespace below the user namespace that owns it, drawn as a tree.
-
-    Commands are cut to `width`, for a line that wraps would break the tree.
-    """
+def rows(namespaces: Iterable[Namespace]) -> list[tuple[str, ...]]:
+    """Return lines for a table: each namespace below the user namespace that owns it, drawn as a tree."""
     shown = {namespace.number: namespace for namespace in namespaces}
     below: dict[int, list[Namespace]] = {}
     for namespace in sorted(shown.values(), key=_place):
@@ -96,8 +93,7 @@ def rows(namespaces: Iterable[Namespace], width: int = 1 << 20) -> list[tuple[st
     lines: list[tuple[str, ...]] = []
 
     def draw(namespace: Namespace, first: str, rest: str) -> None:
-        *cells, command = _row(namespace, first)
-        lines.append((*cells, command if len(command) <= width else command[: width - 1] + "…"))
+        lines.append(_row(namespace, first))
         for child in (children := below.get(namespace.number, [])):
             last = child is children[-1]
             draw(child, rest + ("└─" if last else "├─"), rest + ("  " if last else "│ "))
@@ -105,6 +101,16 @@ def rows(namespaces: Iterable[Namespace], width: int = 1 << 20) -> list[tuple[st
     for namespace in below.get(0, []):
         draw(namespace, "", "")
     return lines
+
+
+def fit(head: tuple[str, ...], lines: list[tuple[str, ...]], columns: int) -> list[tuple[str, ...]]:
+    """Return `lines` with the last cell, the command, cut to what a terminal of `columns` has left for it.
+
+    A line that wraps would break the tree.
+    """
+    taken = sum(max(map(len, column)) + 3 for column in list(zip(head, *lines, strict=True))[:-1])
+    left = max(8, columns - taken - 2)
+    return [(*cells, last if len(last) <= left else last[: left - 1] + "…") for *cells, last in lines]
 
 
 def _place(namespace: Namespace) -> tuple[bool, int, int]:
