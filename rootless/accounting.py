@@ -346,27 +346,39 @@ def _duplicate(fd: int) -> int:
 # ── one run ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Run:
-    """The account of one run: begun before its start, closed with its exit status."""
+class Run(Meter):
+    """The account of one run: begun before its start, closed with its exit status. A meter without a limit."""
 
     def __init__(self, enter: cgroups.Enter | None) -> None:
         self._began = time.monotonic()
         self._enter = enter
         self._traffic: Traffic | None = None
+        self._bytes: dict[str, int] = {}
 
     def follow(self, sandbox: Sandbox, own_network: bool) -> None:
         """Hold what has to be held while the sandbox runs to be read when it has ended."""
         if own_network:
             self._traffic = Traffic(sandbox.pid)
 
+    def start(self, sandbox: Sandbox, relay: Relay | None) -> list[int]:
+        return []
+
+    def is_passed(self, ready: list[tuple[int, int]], poll: select.poll) -> bool:
+        return False
+
+    def finish(self, status: int, cut_short: str) -> int:
+        """Read what is lost when the network is taken down."""
+        if self._traffic:
+            self._bytes = self._traffic.read()
+            self._traffic.close()
+        return status
+
     def close(self, status: int, sandbox: Sandbox) -> dict[str, Any]:
         """Return the whole account; the sandbox has ended and been undone."""
         used = of_usage(sandbox.usage) if sandbox.usage else {}
         counted = self._enter.used if self._enter else {}
         used |= counted
-        if self._traffic:
-            used |= self._traffic.read()
-            self._traffic.close()
+        used |= self._bytes
         used["source"] = "cgroup" if counted else "wait4"
         used["wall_seconds"] = time.monotonic() - self._began
         used["status"] = status

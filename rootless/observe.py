@@ -35,7 +35,7 @@ class Observed:
             self._receipt = ReadBack(wanted, self._enter, request.receipt, request.require)
             steps.before_exec.append(self._receipt)
         self._output: accounting.Output | None = None
-        self.meters: list[accounting.Meter] = []
+        self.meters: list[accounting.Meter] = [self._run]
         if request.cpu_time is not None:
             self.meters.append(accounting.CpuTime(request.cpu_time, self._enter))
         if request.output_limit:
@@ -74,7 +74,7 @@ class Observed:
         used = self._run.close(status, sandbox)
         why = used["reason"]
         for meter in self.meters:
-            if why == meter.name:
+            if meter.name and why == meter.name:
                 limit = (
                     f"{self._request.cpu_time:g} s"
                     if isinstance(meter, accounting.CpuTime)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import needs
 import pytest
 from conftest import COMMAND, Sbx
 from terminals import Terminal
@@ -98,6 +99,17 @@ def test_the_summary_names_what_was_used(sbx: Sbx, rootfs: Path) -> None:
 def test_an_account_that_cannot_be_written_is_an_error(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
     done = sbx("run", "--stats-json", tmp_path / "no" / "file", *BOX, rootfs, "true")
     assert (done.status, done.stderr.startswith("sbx: write ")) == (125, True)
+
+
+@needs.tun
+@needs.program("slirp4netns")
+def test_network_bytes_are_counted(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+    # Asks the back end's own resolver: nothing leaves the machine for it to be counted.
+    ask = "nslookup -timeout=1 name.invalid 10.0.2.3 || true"
+    words = ["--net", "slirp4netns", "--rootfs", rootfs, "sh", "-c", ask]
+    status, used = account(sbx, tmp_path, *words)
+    assert status == 0
+    assert int(str(used["net_sent_bytes"])) > 40
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,8 @@ landlock = pytest.mark.skipif(syscalls.landlock_version() < 2, reason="this kern
 
 
 @landlock
-def test_what_lies_outside_the_tree_cannot_be_opened(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+def test_what_was_handed_over_can_be_opened_again(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret\n")
-    folder = tmp_path.open  # a descriptor of a folder that leads out would be the hole; a file handed over is none
-    del folder
-    # A file that was handed over can be read and opened again, as /dev/stdin is.
     with (tmp_path / "secret").open() as stream:
         process = sbx.start("run", *BOX, rootfs, "sh", "-c", "cat /dev/stdin", stdin=stream)
         assert process.communicate(timeout=20)[0] == b"secret\n"
@@ -124,12 +122,8 @@ def test_a_descriptor_that_leads_out_opens_nothing(sbx: Sbx, rootfs: Path, tmp_p
     (tmp_path / "f").write_text("told\n")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "g").write_text("secret\n")
-    script = f"{' '.join(['exec', 'sbx'])}"
-    del script
     # The descriptor passed is a folder's, so what is below it was handed over; what is above it was not.
     shell = "fd=$1; cat /proc/self/fd/$fd/g && ! cat /proc/self/fd/$fd/../f"
-    import os
-
     fd = os.open(tmp_path / "sub", os.O_RDONLY)
     try:
         process = sbx.start("run", "--pass-fd", str(fd), *BOX, rootfs, "sh", "-c", shell, "sh", str(fd), pass_fds=[fd])
