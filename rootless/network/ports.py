@@ -63,8 +63,8 @@ def show(port: Port) -> str:
 
 
 def by_slirp4netns(network: Network, port: Port) -> bool:
-    """Whether slirp4netns forwards `port`: it knows IPv4 alone."""
-    return network.backend == "slirp4netns" and ":" not in port.address
+    """Whether slirp4netns forwards `port`: it knows IPv4 alone, and answers to UDP are lost without --host-loopback."""
+    return network.backend == "slirp4netns" and ":" not in port.address and port.protocol == "tcp"
 
 
 def publish(folder: str, socket: str, port: Port, guest: str) -> Port:

@@ -54,6 +54,9 @@ def start(argv: list[str], folder: str) -> Helper:
     """Start slirp4netns in `folder`, where its control socket will be, and return it when it is ready."""
     ready, says_ready = os.pipe2(os.O_CLOEXEC)
     ends, alive = os.pipe2(os.O_CLOEXEC)
+    # Where root inside is not the caller, neither is the owner of its socket, which we must be able to connect to; to
+    # everybody else the folder is closed.
+    umask = os.umask(0)
     try:
         program = programs.spawn(argv, {3: says_ready, 4: ends}, folder)
     except BaseException:
@@ -61,6 +64,7 @@ def start(argv: list[str], folder: str) -> Helper:
         os.close(alive)
         raise
     finally:
+        os.umask(umask)
         os.close(says_ready)
         os.close(ends)
     helper = Helper(program, alive)
