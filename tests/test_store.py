@@ -22,7 +22,7 @@ from archives import archive, folder, member
 
 from rootless import idmap, state, store
 from rootless.errors import SbxError
-from rootless.oci import collect, images, imports, layers, layout, manifest
+from rootless.oci import collect, images, layers, layout, manifest
 from rootless.oci.layers import LayerInfo
 from rootless.oci.layout import Workspace
 from rootless.oci.tar import Limits
@@ -55,10 +55,12 @@ def source(data: bytes) -> layers.Open:
 
 
 def make(name: str, data: bytes, ids: IdMap, **run: object) -> images.Stored:
-    """Store an image of one layer, as `sbx import` does."""
-    tarball = Path(os.environ["SBX_HOME"]).parent / "import.tar"
-    tarball.write_bytes(data)
-    return imports.store(parse(name), str(tarball), ids, dict(run), "")[0]
+    """Store an image of one layer, ready to run."""
+    with Workspace() as work:
+        info = layers.ingest(work, source(data), idmap=ids)
+        stored = images.save(work, parse(name), [info], dict(run), "")
+        images.prepare_in(work, parse(name), ids)
+    return stored
 
 
 def contents(home: Path) -> set[str]:
@@ -567,7 +569,7 @@ sys.path.insert(0, sys.argv[1])
 from rootless import idmap
 from rootless.oci import imports
 from rootless.reference import parse
-imports.store(parse("killed"), sys.argv[2], idmap.for_caller(sys.argv[3])[0], {}, "")
+imports.store(parse("killed"), sys.argv[2], idmap.for_caller(sys.argv[3])[0], [])
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,8 +30,9 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="TARBALL",
-            help="a root filesystem: a tar (plain, gzip, xz, zstd), or - for stdin",
+            metavar="SOURCE",
+            help="a tar of a root filesystem (plain, gzip, xz, zstd; - for stdin), or dir:FOLDER, bin:PROGRAM,…, "
+            "oci:FOLDER, oci-archive:FILE, docker-archive:FILE",
             show_default=False,
         ),
     ],
@@ -57,9 +57,9 @@ def import_(
     ] = "64g",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="tell nothing but the image's id")] = False,
 ) -> None:
-    """Make an image of a root filesystem, and print its id."""
+    """Make an image of a root filesystem, or take one in from elsewhere, and print its id."""
     from rootless import idmap, reference
-    from rootless.oci import changes, imports, manifest
+    from rootless.oci import imports, manifest
     from rootless.oci.tar import Limits
 
     target = reference.parse(name)
@@ -68,7 +68,7 @@ def import_(
         output.notice(notice)
     limits = Limits(entries=max_entries, size=_size(max_size))
     where = manifest.Platform.parse(platform) if platform else None
-    stored, summaries = imports.store(target, source, ids, changes.apply({}, change), message, where, limits)
+    stored, summaries = imports.store(target, source, ids, change, message, where, limits)
     if not quiet:
         for summary in summaries:
             _tell_left_out(summary)
@@ -276,8 +276,3 @@ def age(created: str) -> str:
             number = int(seconds // length)
             return f"{number} {unit}{'s' * (number > 1)} ago"
     return "just now" if seconds > -60 else "in the future"
-
-
-def standard_input_is_terminal() -> bool:
-    """Tell whether somebody would have to type the archive."""
-    return sys.stdin is not None and sys.stdin.isatty()

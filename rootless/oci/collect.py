@@ -26,7 +26,7 @@ class Freed:
     kept: list[str] = field(default_factory=list)  #: layers that nothing but a running sandbox uses
 
 
-class _Marks:
+class Marks:
     """What is needed: blobs by digest, layers by key or by diff-id."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def collect(work: Workspace, partials: bool = False) -> Freed:
     freed = Freed()
     garbage: list[str] = []
     with layout.gate():
-        marks = _mark()
+        marks = mark()
         _forget_launches(marks)
         running = running_layers()
         for digest in stored_blobs():
@@ -102,8 +102,9 @@ def collect(work: Workspace, partials: bool = False) -> Freed:
     return freed
 
 
-def _mark() -> _Marks:
-    marks = _Marks()
+def mark() -> Marks:
+    """Return what is needed, by pins and references."""
+    marks = Marks()
     pins = layout.living_pins()
     for name in layout.ref_names():
         descriptor = layout.get_ref(name)
@@ -113,7 +114,7 @@ def _mark() -> _Marks:
     return marks
 
 
-def _forget_launches(marks: _Marks) -> None:
+def _forget_launches(marks: Marks) -> None:
     """Remove launch records of references that are gone, before anybody looks which sandboxes run."""
     names = set(layout.ref_names())
     for file, name in layout.launch_records():
@@ -154,7 +155,7 @@ def stored_blobs() -> list[str]:
     return found
 
 
-def _collect_partials(everything: bool, marks: _Marks) -> int:
+def _collect_partials(everything: bool, marks: Marks) -> int:
     """Remove beginnings of blobs that nobody is at; return their bytes."""
     import time
 

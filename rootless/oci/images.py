@@ -149,6 +149,18 @@ def one(text: str) -> Stored:
     return get(reference)
 
 
+def pinned(work: Workspace, name: str) -> Stored:
+    """Return the image of the reference `name` with all its blobs pinned by `work`; raises ``image-unknown``."""
+    while True:
+        target = layout.get_ref(name)
+        if target is None:
+            raise SbxError("image-unknown", f"find image {name}: not in the store", "sbx images lists what is there")
+        work.pin(target.digest)
+        # Pinned, and still referred to after that: so it was not collected before it was pinned.
+        if layout.get_ref(name) == target:
+            return load(name, target)
+
+
 def history(image: Stored) -> list[dict[str, Any]]:
     """Return the steps that made an image, the newest first, each with the size of the layer that it added."""
     sizes = [layer.size for layer in image.manifest.layers]
@@ -363,15 +375,6 @@ def tag(work: Workspace, source: str, targets: list[Reference]) -> None:
 
     Raises SbxError ``image-unknown`` and the like; then no name has changed.
     """
-    while True:
-        name = named(source)[0]
-        found = resolve(parse(name))
-        if found is None:
-            continue  # it went away in between; named() will say so
-        work.pin(found[1].digest)
-        # Pinned, and still referred to after that: so it was not collected before it was pinned.
-        if layout.get_ref(name) == found[1]:
-            break
-    descriptor = found[1]
+    stored = pinned(work, named(source)[0])
     for target in targets:
-        layout.set_ref(work, target, descriptor)
+        layout.set_ref(work, target, stored.target)

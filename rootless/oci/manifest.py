@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rootless.errors import SbxError, printable
+from rootless.oci import documents
 from rootless.reference import check_digest
 
-DOCUMENT_LIMIT = 4 << 20  #: bytes of a manifest, index or configuration
+DOCUMENT_LIMIT = documents.LIMIT  #: bytes of a manifest, index or configuration
 LAYER_LIMIT = 127  #: layers of an image; their names fit the page that mount(2) takes
-_DIGITS = 19
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -196,45 +196,11 @@ def digest_of(data: bytes) -> str:
 
 
 def decode(data: bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object in `data`. `what` names it in errors (``document-invalid``, ``document-limit``)."""
-    if len(data) > DOCUMENT_LIMIT:
-        raise SbxError("document-limit", f"read {what}: it is larger than {DOCUMENT_LIMIT >> 20} MiB")
-    try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_int=_integer,
-            parse_float=_float,
-            parse_constant=_integer,
-        )
-    except RecursionError:
-        raise invalid(what, "it is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise invalid(what, "it is not UTF-8") from None
-    except ValueError as error:
-        raise invalid(what, f"it is not JSON: {str(error)[:100]}") from None
+    """Return the JSON object in `data`; `what` names it in errors (``document-invalid``, ``document-limit``)."""
+    document = documents.decode(data, what)
     if not isinstance(document, dict):
         raise invalid(what, "it is not a JSON object")
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _integer(text: str) -> int:
-    if len(text) > _DIGITS:
-        raise ValueError("a number has too many digits")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    if len(text) > 40:
-        raise ValueError("a number has too many digits")
-    return float(text)
 
 
 def invalid(what: str, why: str) -> SbxError:

@@ -96,6 +96,11 @@ class Reader:
                 raise _limit(f"more than {self._limits.entries} entries", "--max-entries raises the limit")
             yield member
 
+    @property
+    def position(self) -> int:
+        """Where the current member's data begins, or goes on, in the archive."""
+        return self._base + self._at
+
     # ── the stream ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def pieces(self) -> Iterator[memoryview]:
