@@ -17,7 +17,7 @@ import _signal
 import os
 import select
 
-from rootless import syscalls, trees
+from rootless import init, syscalls, trees
 from rootless.errors import FAILED, SIGNALLED, SbxError
 from rootless.idmap import covers, repeat, text, write
 from rootless.namespaces import flags, translated
@@ -204,7 +204,8 @@ class StartCommand(Step):
     """Go on in a new process that will be the command; this one stays as the sandbox's pid 1: reap, and forward.
 
     What the sandbox can learn of pid 1: nothing. Its memory is hidden (HideMemory comes before), it has no descriptor,
-    and of the capabilities only the one to send signals to processes of other users.
+    and of the capabilities only the one to send signals to processes of other users. Then it becomes a program of two
+    hundred bytes, where there is one for this machine.
     """
 
     __slots__ = ()
@@ -222,6 +223,7 @@ class StartCommand(Step):
         syscalls.close_from(3)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         syscalls.capset(_CAP_KILL, _CAP_KILL, 0)
+        init.become(syscalls.MACHINE, pid)
         os._exit(_be_init(pid, everything))
 
 

@@ -15,7 +15,7 @@ PACKAGE = needs.CHECKOUT / "rootless"
 # Lowest first: a module imports from lower rows, and from its own row where that is listed below. A new module is a
 # new word here; a new row is a change of the design.
 ROWS = [
-    ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources"),
+    ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources init"),
     ("helpers of the host", "programs systemd"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
     ("what joins subjects", "processes state build accounting receipt"),
