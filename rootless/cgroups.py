@@ -347,6 +347,11 @@ def kill(path: str) -> None:
                 continue
 
 
+def is_frozen(path: str) -> bool:
+    """Whether the processes in the cgroup are stopped."""
+    return "frozen 1" in read(path, "cgroup.events")
+
+
 def freeze(path: str, frozen: bool) -> None:
     """Stop all processes in the cgroup, or let them go on; return when they have."""
     write(path, "cgroup.freeze", "1" if frozen else "0")
@@ -453,10 +458,12 @@ class Enter(OutsideStep):
     def execute(self, pid: int) -> Undo | None:
         self.supervisor = pid
         try:
+            if is_hybrid() and (top := mount_point()):
+                self._drop_unavailable(Subtree(top, "the v2 tree"))  # nobody could delegate what is not there
+            if not self.limits and self.warnings:
+                return None
             subtree = find(pid, self.name)
             self._drop_unavailable(subtree)
-            if not self.limits and self.best_effort and self.warnings:
-                return None
             counted = [name for name in ("memory", "pids", "io") if name in subtree.controllers()]
             wanted = {controller(file) for file in self.limits} - {""}
             self.means = subtree.means
@@ -503,7 +510,7 @@ class Enter(OutsideStep):
                     else ("as root: sh helpers/setup-host --delegate, then log in again")
                 )
                 raise SbxError("controller-missing", message, cure)
-            self.warnings.append(f"set {file}: {message}")
+            self.warnings += [told] if (told := f"limit {name}: {message}") not in self.warnings else []
             del self.limits[file]
 
     def _act(self) -> str:

@@ -72,7 +72,13 @@ def execute(request: Request) -> int:
     mode = _choose_terminal(request, wanted)
     outer, joined = _open_namespaces(record)
     wanted.inspected = False  # that was for the first command
-    steps = plan.for_exec(wanted, outer, joined, record.get("cgroup", ""))
+    cgroup = record.get("cgroup", "")
+    if cgroup:
+        from rootless import cgroups  # only a sandbox with limits has one
+
+        if cgroups.is_frozen(cgroup):
+            raise SbxError("sandbox-paused", f"run a command in {record['name']}: it is paused", "see: sbx unpause")
+    steps = plan.for_exec(wanted, outer, joined, cgroup)
     sandbox = parent.start(steps, wanted.terminal, request.debug)
     for fd in (outer, *joined.values()):
         if fd >= 0:

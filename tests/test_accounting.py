@@ -106,7 +106,7 @@ def test_an_account_that_cannot_be_written_is_an_error(sbx: Sbx, rootfs: Path, t
 def test_network_bytes_are_counted(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
     # Asks the back end's own resolver: nothing leaves the machine for it to be counted.
     ask = "nslookup -timeout=1 name.invalid 10.0.2.3 || true"
-    words = ["--net", "slirp4netns", "--rootfs", rootfs, "sh", "-c", ask]
+    words: list[str | Path] = ["--net", "slirp4netns", "--rootfs", rootfs, "sh", "-c", ask]
     status, used = account(sbx, tmp_path, *words)
     assert status == 0
     assert int(str(used["net_sent_bytes"])) > 40

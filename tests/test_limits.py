@@ -188,12 +188,26 @@ def test_update_pause_kill(sbx: Sbx, rootfs: Path) -> None:
         sbx.ok("pause", "one")
         assert "frozen 1" in (folder / "cgroup.events").read_text()
         assert json.loads(sbx.ok("stats", "--once", "--json", "one"))["state"] == "paused"
+        paused = sbx("exec", "one", "true")
+        assert (paused.status, paused.stderr.split("\n")[0]) == (125, "sbx: run a command in one: it is paused")
         sbx.ok("unpause", "one")
         assert sbx.ok("exec", "one", "echo", "on") == "on"
         sbx.ok("pause", "one")
         sbx.ok("kill", "one")  # the paused, too
         process.communicate(timeout=30)
         assert process.returncode == 137
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may move processes from one part of the tree to another")
+def test_a_named_subtree(sbx: Sbx, rootfs: Path) -> None:
+    folder = Path(cgroups.mount_point(), "named")
+    folder.mkdir()
+    try:
+        done = sbx("run", "--debug", "--memory", "64m", *BOX, rootfs, "true", env={"SBX_CGROUP": "named"}, check=0)
+        assert re.search(r"^sbx: cgroup /sys/fs/cgroup/named/sbx-\w+, made in SBX_CGROUP$", done.stderr, re.M)
+    finally:
+        for path in (*folder.glob("sbx-*"), folder):
+            path.rmdir()
 
 
 def test_stats_and_top(sbx: Sbx, rootfs: Path) -> None:

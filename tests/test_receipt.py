@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from conftest import Sbx
 
@@ -132,3 +136,33 @@ def test_a_descriptor_that_leads_out_opens_nothing(sbx: Sbx, rootfs: Path, tmp_p
         os.close(fd)
     assert (process.returncode, said) == (0, b"secret\n"), errors
     assert b"Permission denied" in errors
+
+
+scoped = pytest.mark.skipif(syscalls.landlock_version() < 6, reason="this kernel's Landlock has no scopes")
+
+
+@scoped
+def test_with_the_hosts_processes_in_sight_none_can_be_signalled(sbx: Sbx, rootfs: Path) -> None:
+    # Root of the sandbox is the caller, so the kernel's own rules would allow it.
+    victim = subprocess.Popen(["sleep", "100"])
+    try:
+        done = sbx("run", "--share", "pid", *BOX, rootfs, "sh", "-c", f"kill {victim.pid}; sleep 0 & kill $! && wait")
+        assert "Operation not permitted" in done.stderr
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+@scoped
+@needs.program("/usr/bin/python3")
+def test_on_the_hosts_network_abstract_sockets_are_out_of_reach(sbx: Sbx) -> None:
+    name = f"\0sbx-test-{os.getpid()}"
+    connect = f"import socket; socket.socket(socket.AF_UNIX).connect({name!r})"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+        subprocess.run([sys.executable, "-c", connect], check=True)
+        done = sbx("run", "--net", "host", "host", "/usr/bin/python3", "-c", connect)
+    assert done.status == 1
+    assert "PermissionError" in done.stderr

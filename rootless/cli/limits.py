@@ -156,7 +156,7 @@ def account(record: dict[str, Any], before: dict[str, tuple[float, float]]) -> d
     now = _time.monotonic()
     then, seconds = before.get(record["id"], (now - max(0.001, _time.time() - record["created"]), 0.0))
     before[record["id"]] = (now, used["cpu_seconds"])
-    paused = "frozen 1" in cgroups.read(path, "cgroup.events") if path else False
+    paused = bool(path) and cgroups.is_frozen(path)
     return {
         "name": record["name"],
         "id": record["id"],

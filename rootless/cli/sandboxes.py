@@ -64,10 +64,13 @@ def stop(
     time: Annotated[float, typer.Option("--time", "-t", metavar="SECONDS", help="how long to wait before KILL")] = 10.0,
 ) -> None:
     """Tell sandboxes to end (SIGTERM), and kill those that have not after some seconds."""
-    processes = [(name, state.open_process(state.find(name))) for name in names]
-    for _, process in processes:
+    records = [state.find(name) for name in names]
+    processes = [state.open_process(record) for record in records]
+    for record, process in zip(records, processes, strict=True):
         signal.pidfd_send_signal(process, signal.SIGTERM)
-    for name, process in processes:
+        if (path := record.get("cgroup")) and cgroups.is_frozen(path):
+            cgroups.freeze(path, False)  # a paused one could not act on it
+    for name, process in zip(names, processes, strict=True):
         if not _has_ended(process, time):
             signal.pidfd_send_signal(process, signal.SIGKILL)
             _has_ended(process, None)
