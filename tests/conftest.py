@@ -42,12 +42,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vm", action="store_true", help="also run the tests marked vm")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name binary and long values by their argument: random bytes in a test's name differ between two workers."""
+    binary = isinstance(val, bytes) and not val.isalnum()
+    return argname if binary or (isinstance(val, str) and len(val) > 80) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [name for name in ("slow", "vm") if not config.getoption(name)]
     chosen = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     if len(chosen) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    for item in items:
+        if item.get_closest_marker("vm") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(0))  # a machine under emulation has a limit of its own
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -206,13 +215,15 @@ class nothing_left:
         self.home = home
 
     def __enter__(self) -> None:
-        # Orphans come to us instead of to the host's init, and so are seen.
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # Orphans come to us instead of to the host's init, and so are seen. Only for this long, since nobody else here
+        # reaps them.
+        _be_subreaper(True)
         self.children = _children()
         self.mounts = _mounts()
         self.sandboxes = self._folders()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _be_subreaper(False)
         left = [_describe(pid) for pid in _ended(_children() - self.children)]
         left += [f"mount {line}" for line in _mounts() - self.mounts]
         left += [f"folder {path}" for path in self._folders() - self.sandboxes]
@@ -222,6 +233,10 @@ class nothing_left:
     def _folders(self) -> set[str]:
         folder = self.home / "sandboxes"
         return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _be_subreaper(enabled: bool) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0)
 
 
 def _children() -> set[int]:
