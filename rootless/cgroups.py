@@ -12,6 +12,7 @@ Nothing here is done for a launch that asks for no limit.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 
@@ -243,36 +244,54 @@ def _has_swap() -> bool:
 # ── making and removing ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def create(subtree: Subtree, name: str, pid: int, controllers: Iterable[str]) -> str:
-    """Make the cgroup `name` in `subtree`, with the process `pid` in it and `controllers` enabled; return its folder.
+def create(subtree: Subtree, name: str, pid: int, controllers: Iterable[str]) -> tuple[str, int]:
+    """Make the cgroup `name` in `subtree`, with the process `pid` in it and `controllers` enabled.
 
-    Processes that are in the subtree itself are moved to a leaf, once: a cgroup with controllers for its children
-    holds none. Raises SbxError ``cgroup-denied``.
+    Return its folder, and a descriptor that holds its lock: as long as that is open nobody takes it for debris, not
+    even when no process is in it any more. Processes that are in the subtree itself are moved to a leaf, once: a cgroup
+    with controllers for its children holds none. Raises SbxError ``cgroup-denied`` or ``cgroup-failed``.
     """
     path = f"{subtree.path}/{name}"
+    lock = -1
     try:
         clear(subtree.path)
         while True:
-            try:
-                os.mkdir(path, 0o755)
-            except FileExistsError:
-                pass
+            lock = _make(path)
             try:
                 write(path, "cgroup.procs", str(pid))
                 break
             except OSError as error:
                 if error.errno not in (ENOENT, ENODEV):
-                    raise  # another launch took it for debris before anybody was in it: make it again
+                    raise
+                os.close(lock)  # another launch took it for debris before it was locked: make it again
         _enable(subtree.path, controllers)
-    except PermissionError:
+    except OSError as error:
         remove(path)
+        if lock >= 0:
+            os.close(lock)
+        if not isinstance(error, PermissionError):
+            raise SbxError("cgroup-failed", f"make cgroup {path}: {error.strerror}") from None
         raise SbxError(
             "cgroup-denied",
-            f"join {path}: the kernel wants write permission in the cgroup above both this one "
-            f"and yours, {of_process()}",
+            f"join {path}: this needs write permission in the cgroup above both it and ours, {of_process()}",
             "start from a shell in that subtree (see helpers/delegate-cgroup), or log in where systemd runs",
         ) from None
-    return path
+    return path, lock
+
+
+def _make(path: str) -> int:
+    """Make a cgroup if there is none, and return a descriptor that holds its lock."""
+    while True:
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            pass
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return lock
 
 
 def _enable(folder: str, controllers: Iterable[str]) -> None:
@@ -307,14 +326,21 @@ def _empty(folder: str) -> bool:
 
 
 def clear(folder: str) -> None:
-    """Remove the cgroups of sandboxes in `folder` that nobody is in: those whose parent and supervisor were killed."""
+    """Remove the cgroups of sandboxes in `folder` whose parent and supervisor were killed: empty, and not locked."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if is_sandbox(entry.name) and entry.is_dir()]
     for name in names:
         try:
+            fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rmdir(f"{folder}/{name}")
         except OSError:
-            continue  # EBUSY: it is alive
+            continue  # EWOULDBLOCK: its parent lives; EBUSY: somebody is in it
+        finally:
+            os.close(fd)
 
 
 def remove(path: str) -> None:
@@ -438,13 +464,14 @@ class Enter(OutsideStep):
     cgroup's folder, while its counters can still be read; then the cgroup is removed.
     """
 
-    __slots__ = ("best_effort", "limits", "means", "name", "path", "supervisor", "used", "warnings")
+    __slots__ = ("best_effort", "limits", "lock", "means", "name", "path", "supervisor", "used", "warnings")
 
     def __init__(self, identity: str, limits: dict[str, str], best_effort: bool = False) -> None:
         self.name = PREFIX + identity
         self.limits = dict(limits)
         self.best_effort = best_effort
         self.path = ""
+        self.lock = -1
         self.means = ""
         self.supervisor = 0
         self.used: dict[str, Any] = {}
@@ -467,7 +494,7 @@ class Enter(OutsideStep):
             counted = [name for name in ("memory", "pids", "io") if name in subtree.controllers()]
             wanted = {controller(file) for file in self.limits} - {""}
             self.means = subtree.means
-            self.path = create(subtree, self.name, pid, {*wanted, *counted})
+            self.path, self.lock = create(subtree, self.name, pid, {*wanted, *counted})
         except SbxError as error:
             if self.limits and not self.best_effort:
                 raise SbxError(error.code, f"{self._act()}: {error.message}", self._cure(error.hint)) from None
@@ -480,7 +507,7 @@ class Enter(OutsideStep):
                 if file != "pids.max":
                     self.set(file)
         except BaseException:
-            remove(self.path)
+            self._undo()
             raise
         return self._undo
 
@@ -525,6 +552,7 @@ class Enter(OutsideStep):
     def _undo(self) -> None:
         self.used = account(self.path)
         remove(self.path)
+        os.close(self.lock)
 
 
 class Leave(OutsideStep):

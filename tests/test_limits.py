@@ -257,6 +257,17 @@ def test_nothing_is_left(sbx: Sbx, rootfs: Path) -> None:
     assert all(_vanishes(path) for path in sandboxes() - before)
 
 
+def test_many_at_once_keep_their_accounts(sbx: Sbx, rootfs: Path) -> None:
+    """A launch clears debris; a cgroup that has just become empty is none until its parent has read it."""
+    bomb: list[str | Path] = ["--memory", "32m", "--memory-swap", "32m", *BOX, rootfs, "tail", "/dev/zero"]
+    bombs = [sbx.start("run", *bomb) for _ in range(3)]
+    for _ in range(6):
+        sbx.ok("run", "--memory", "64m", *BOX, rootfs, "true")
+    for process in bombs:
+        _, errors = process.communicate(timeout=120)
+        assert re.fullmatch(OUT_OF_MEMORY, errors.decode())
+
+
 @pytest.mark.slow
 def test_a_thousand_sandboxes_leave_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
     before = sandboxes()

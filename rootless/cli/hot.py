@@ -41,7 +41,7 @@ def _function(command: str) -> Any:
         request = Request(command, values.pop("subject"), values.pop("arguments", None) or [], values)
         return carry_out(request)
 
-    parameters = [_parameter(option) for option in options.TABLES[command]]
+    parameters = [parameter(option) for option in options.TABLES[command]]
     positional = [_argument("subject", str, subject, inspect.Parameter.empty)]
     if rest:
         positional.append(_argument("arguments", list[str], rest, [] if command == "run" else inspect.Parameter.empty))
@@ -59,7 +59,8 @@ def carry_out(request: Request) -> int:
     return launch.execute(request) if request.command == "exec" else launch.run(request)
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def parameter(option: Option) -> inspect.Parameter:
+    """Return the parameter of a command's function that Typer makes `option` of."""
     kind, default = _TYPES[option.kind]
     declared = typer.Option(*option.flags, metavar=option.metavar or None, help=option.help, show_default=False,
                             rich_help_panel=option.group or None)  # fmt: skip

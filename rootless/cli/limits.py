@@ -2,59 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 import json as _json
 import marshal
 import os
 import sys
 import time as _time
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from rootless import accounting, cgroups, receipt, resources, spec, state
+from rootless import accounting, cgroups, options, receipt, resources, spec, state
 from rootless.accounting import size
-from rootless.cli import output
+from rootless.cli import hot, output
 from rootless.errors import SbxError, printable
+from rootless.options import Request
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (update, pause, unpause, stats, top):
+    for command in (_update(), pause, unpause, stats, top):
         app.command()(command)
 
 
 Names = Annotated[list[str], typer.Argument(metavar="SANDBOX...", help="names, ids, or the start of ids")]
 Some = Annotated[list[str], typer.Argument(metavar="[SANDBOX...]", help="these only", show_default=False)]
-Text = Annotated[str, typer.Option(show_default=False, metavar="SIZE")]
-Rates = Annotated[list[str], typer.Option(show_default=False, metavar="DEVICE:RATE")]
 
 
-def update(
-    names: Names,
-    memory: Annotated[str, typer.Option("--memory", "-m", show_default=False, metavar="SIZE")] = "",
-    memory_swap: Text = "",
-    memory_high: Text = "",
-    cpus: Annotated[str, typer.Option(show_default=False, metavar="NUMBER")] = "",
-    cpu_weight: Annotated[int | None, typer.Option(show_default=False)] = None,
-    cpuset_cpus: Annotated[str, typer.Option(show_default=False, metavar="LIST")] = "",
-    pids: Annotated[int | None, typer.Option("--pids", "--pids-limit", show_default=False)] = None,
-    io_read_bps: Rates = [],  # noqa: B006
-    io_write_bps: Rates = [],  # noqa: B006
-    io_read_iops: Rates = [],  # noqa: B006
-    io_write_iops: Rates = [],  # noqa: B006
-    cgroup_conf: Annotated[list[str], typer.Option(show_default=False, metavar="FILE=VALUE")] = [],  # noqa: B006
-) -> None:
-    """Change the limits of running sandboxes, at once.
+def _update() -> Callable[..., None]:
+    """Return the command, with the limits of `run`'s own table as its options."""
 
-    A limit on memory below what is in use takes effect all the same: the kernel frees what it can, then ends it.
-    """
-    values = locals()
-    wanted = resources.asked(SimpleNamespace(**{name: values[name] for name in resources.OPTIONS}))
+    def update(**values: Any) -> None:
+        """Change the limits of running sandboxes, at once.
+
+        A limit on memory below what is in use takes effect all the same: the kernel frees what it can, then ends it.
+        """
+        names = values.pop("names")
+        _change(names, resources.asked(Request("run", "", [], values)))
+
+    chosen = [hot.parameter(option) for option in options.TABLES["run"] if option.name in resources.OPTIONS]
+    named = inspect.Parameter("names", inspect.Parameter.KEYWORD_ONLY, annotation=Names)
+    update.__signature__ = inspect.Signature([named, *chosen])  # type: ignore[attr-defined]
+    update.__annotations__ = {parameter.name: parameter.annotation for parameter in [named, *chosen]}
+    return update
+
+
+def _change(names: list[str], wanted: dict[str, str]) -> None:
     if not wanted:
         raise SbxError("limit-missing", f"update {printable(names[0])}: no limit was given", "see: sbx update --help")
-    if not memory_swap:
-        wanted.pop("memory.swap.max", None)  # docker's default is for a new sandbox; here it would change what is there
     for name in names:
         record = state.find(name)
         path = folder(record)
