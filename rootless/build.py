@@ -67,6 +67,7 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         nested_users=ids.mode != "single", notices=[notice] if notice else [],
     )  # fmt: skip
     _protect(spec, request)
+    network.check(spec)
     spec.files = _files(spec, request, on_host)
     return spec
 

@@ -55,12 +55,12 @@ class Running:
         self.output = output
         self.status = 0
 
-    def finish(self) -> str:
-        """Wait for the program to end and return what it said on stderr."""
+    def finish(self, most: int = 2000) -> str:
+        """Wait for the program to end and return what it said on stderr, the first `most` bytes of it."""
         said = b"".join(iter(lambda: os.read(self.output, 4096), b""))
         os.close(self.output)
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return said[:2000].decode("utf-8", "replace")
+        return said[:most].decode("utf-8", "replace")
 
 
 def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/") -> Running:
@@ -72,8 +72,11 @@ def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/"
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writer, False)  # nobody reads while it runs: what is too much is lost, and the program never waits
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    # Out of the way first, or one of theirs could be overwritten before it was copied to its own place.
-    high = {theirs: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 64) for theirs, ours in {2: writer, **(keep or {})}.items()}
+    # Out of the way first, or one of theirs could be overwritten before it was copied to its own place. No higher than
+    # that: the limit on descriptors may be low.
+    wanted = {2: writer, **(keep or {})}
+    above = max(wanted) + 1
+    high = {theirs: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, above) for theirs, ours in wanted.items()}
     try:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
@@ -81,10 +84,12 @@ def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/"
             *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in high.items()),
         ]
         os.chdir(folder)  # posix_spawn(3) has no portable word for it; we have one thread
-        # In a process group of its own, for what the terminal says (^C) is for the command. Signals are as every program
-        # expects them: Python ignores SIGPIPE and SIGXFSZ, and that would be inherited.
+        # In a process group of its own, for what the terminal says (^C) is for the command. Signals are as every
+        # program expects them: Python ignores SIGPIPE and SIGXFSZ, and that would be inherited.
         env = {"PATH": ":".join(STANDARD), "LC_ALL": "C"}
-        pid = os.posix_spawn(path, argv, env, file_actions=actions, setpgroup=0, setsigmask=[], setsigdef=[SIGPIPE, SIGXFSZ])
+        pid = os.posix_spawn(
+            path, argv, env, file_actions=actions, setpgroup=0, setsigmask=[], setsigdef=[SIGPIPE, SIGXFSZ]
+        )
     except OSError as error:
         os.close(reader)
         raise SbxError("program-failed", f"start {path}: {error.strerror}", "") from None

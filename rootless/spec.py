@@ -134,7 +134,8 @@ class Network(Value):
 
     `backend` is a row of network.BACKENDS. `peer` is the sandbox whose net namespace is joined, or the network whose
     member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
-    `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`.
+    `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`; `servers` answer
+    their questions, or the host's resolvers.
     """
 
     backend: str
@@ -146,9 +147,10 @@ class Network(Value):
     allow: list[str]
     learn: bool
     log: str
+    servers: list[str]
     _defaults = {
         "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False, "allow": [],
-        "learn": False, "log": "",
+        "learn": False, "log": "", "servers": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 

@@ -52,7 +52,19 @@ def wanted(request: Request) -> tuple[Network, str]:
             raise SbxError("network-conflict", "publish ports with --net host: the command's ports are the host's already",
                            "leave --publish out")  # fmt: skip
         network.ports = [port for text in request.publish for port in ports.parse(text)]
+    if request.net_allow or request.net_learn or request.net_log:
+        from rootless.network import guarded
+
+        guarded.fill_in(network, request)
     return network, notice
+
+
+def check(spec: SandboxSpec) -> None:
+    """Raise SbxError where the network of `spec` and its privileges contradict each other."""
+    if spec.network.guarded:
+        from rootless.network import guarded
+
+        guarded.check_capabilities(spec.capabilities)
 
 
 def _backend(name: str) -> tuple[str, str]:
@@ -88,7 +100,12 @@ def has_ipv6() -> bool:
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's steps that attach the network of `spec`."""
-    acts = BACKENDS[spec.network.backend](spec)
+    acts: list[OutsideStep] = []
+    if spec.network.guarded:
+        from rootless.network import guarded
+
+        acts += guarded.steps(spec)
+    acts += BACKENDS[spec.network.backend](spec)
     if spec.network.ports:
         from rootless.network import publish
 

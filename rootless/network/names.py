@@ -16,6 +16,8 @@ USER_MODE = ("slirp4netns", "pasta")  #: back ends that are a user-mode stack, t
 INTERFACE = "tap0"
 OWN, GATEWAY, RESOLVER = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 OWN6, GATEWAY6, RESOLVER6 = "fd00::100", "fd00::2", "fd00::3"
+GUARD = "127.0.0.53"  #: where the guard answers, in the sandbox
+OURS = (GATEWAY, RESOLVER, GATEWAY6, RESOLVER6)
 HOST_NAMES = "host.containers.internal host.docker.internal"
 _BLANK = frozenset(" \t\n\r\0")
 
@@ -61,6 +63,8 @@ def resolv_conf(network: Network, servers: list[str], domains: list[str], host: 
     servers = [check_address(address, "set resolver") for address in servers]
     if network.backend == "none":
         servers = []  # nobody could be asked: an address here would only be waited for
+    elif network.guarded:
+        servers = [GUARD]  # it asks whom --dns names
     elif not servers:
         servers = resolvers(network, host)
     return "".join(f"{line}\n" for line in [*_search(domains, host), *(f"nameserver {server}" for server in servers)])

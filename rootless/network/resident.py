@@ -92,7 +92,7 @@ class Resident(Watched):
         os.close(self._alive)
         os.close(self.fd)
         program, self._program = self._program, None
-        return program.finish()
+        return program.finish(1 << 16)
 
     def lost(self) -> str:
         said = self.finish().strip().splitlines()

@@ -1,0 +1,205 @@
+"""The guard: a resolver in the sandbox that lets in what it answers, and the record of what was asked for. Warm.
+
+The rules are in the sandbox's own net namespace, so nothing that a program ignores could get around them, and over
+which the command has no capability. Names are answered by this resolver alone: what is not allowed is answered "no such
+name" without asking anybody, so that no question can carry data out; the addresses of what is allowed are let in
+before the answer goes to who asked. Answers come from the host's own resolvers, read anew for each question.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rootless import programs
+from rootless.errors import SbxError, printable
+from rootless.network import dns, names, nflog, resident, rules
+from rootless.network.within import Within
+
+_SHORTEST = 30  #: seconds that an answer stays allowed at least: who got it has to connect
+_SHOWN = 20
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """Set the rules up, then answer and record until ALIVE ends; say then what was refused, or learnt."""
+    within = Within()
+    guard = Guard(within, settings)
+    wanted = rules.from_settings(settings["rules"])
+    if said := within.run(programs.require("nft"), rules.script(wanted, settings["everything"])):
+        raise SbxError("network-rules", f"set up the network's rules: nft: {printable(said.splitlines()[0])}",
+                       "this needs a kernel with nf_tables for user namespaces")  # fmt: skip
+    log = within.netlink(nflog.FAMILY)
+    nflog.bind(log, rules.LOG_GROUP)
+    udp = within.listen("udp", names.GUARD, 53)
+    tcp = within.listen("tcp", names.GUARD, 53)
+    os.write(resident.READY, b".")
+    os.close(resident.READY)
+    acts = {udp.fileno(): lambda: guard.take_datagram(udp), tcp.fileno(): lambda: guard.take_connection(tcp), log.fileno(): lambda: guard.take_log(log)}
+    while True:
+        ready = select.select([*acts, resident.ALIVE], [], [])[0]
+        for fd in ready:
+            if fd in acts:
+                acts[fd]()
+        if ready == [resident.ALIVE]:  # and nothing else: what was logged up to now has been read
+            break
+    sys.stderr.write(guard.summary())
+    sys.stderr.flush()
+
+
+class Guard:
+    """What is known of one sandbox's asking and trying."""
+
+    def __init__(self, within: Within, settings: dict[str, Any]) -> None:
+        self._within = within
+        self._rules = rules.from_settings(settings["rules"])
+        self._everything = bool(settings["everything"])
+        self._learn = bool(settings["learn"])
+        self._servers: list[str] = settings["servers"]
+        self._workers = ThreadPoolExecutor(16)
+        self._lock = threading.Lock()
+        self._pinned: dict[tuple[str, str], float] = {}
+        self._names: dict[str, str] = {}
+        self._refused: dict[str, int] = {}
+        self._learnt: dict[str, None] = {}
+        self._file = -1
+        if settings["log"]:
+            try:
+                self._file = os.open(settings["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise SbxError("log-unwritable", f"write {settings['log']}: {error.strerror}", "see: --net-log") from None
+
+    # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_datagram(self, server: socket.socket) -> None:
+        """Answer one question by UDP, in a thread of its own."""
+        query, client = server.recvfrom(4096)
+
+        def work() -> None:
+            answer = self._answer(query)
+            if len(answer) > 4096:
+                answer = answer[:2] + struct.pack("!H", struct.unpack_from("!H", answer, 2)[0] | 0x0200) + dns.reply(query, dns.question(query), 0)[4:]
+            try:
+                server.sendto(answer, client)
+            except OSError:
+                pass  # it has gone away
+
+        self._workers.submit(work)
+
+    def take_connection(self, server: socket.socket) -> None:
+        """Answer the questions of one TCP connection, in a thread of its own."""
+        client, _ = server.accept()
+
+        def work() -> None:
+            with client, client.makefile("rb") as stream:
+                client.settimeout(10)
+                try:
+                    while len(size := stream.read(2)) == 2:
+                        answer = self._answer(stream.read(struct.unpack("!H", size)[0]))
+                        client.sendall(struct.pack("!H", len(answer)) + answer)
+                except OSError:
+                    pass
+
+        self._workers.submit(work)
+
+    def _answer(self, query: bytes) -> bytes:
+        try:
+            asked = dns.question(query)
+        except ValueError:
+            return dns.reply(query.ljust(12, b"\0"), None, dns.FORMAT_ERROR)
+        about = [rule for rule in self._rules if rule.covers(asked.name)]
+        if not about and not self._everything:
+            self._record(event="ask", name=asked.name, allowed=False)
+            self._count(asked.name)
+            return dns.reply(query, asked, dns.NAME_ERROR, dns.BLOCKED)
+        found = dns.ask(query, asked, self._upstream())
+        if found is None:
+            self._record(event="ask", name=asked.name, allowed=True, answer="none: no resolver answers")
+            return dns.reply(query, asked, dns.SERVER_FAILURE)
+        try:
+            answer = dns.answer(found, asked)
+        except (ValueError, struct.error):
+            return dns.reply(query, asked, dns.SERVER_FAILURE)
+        self._record(event="ask", name=asked.name, allowed=True, addresses=answer.addresses)
+        self._pin(asked.name, answer, about)
+        return found
+
+    def _upstream(self) -> list[str]:
+        """The resolvers that were asked for, or those that the host has now."""
+        if self._servers:
+            return self._servers
+        try:
+            with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as stream:
+                words = [line.split() for line in stream]
+        except OSError:
+            return []
+        return [line[1].partition("%")[0] for line in words if len(line) > 1 and line[0] == "nameserver"][:3]
+
+    def _pin(self, name: str, answer: dns.Answer, about: list[rules.Rule]) -> None:
+        """Allow what was answered, before anybody hears of it."""
+        seconds = max(answer.seconds, _SHORTEST)
+        with self._lock:
+            self._names.update(dict.fromkeys(answer.addresses, name))
+            end = time.monotonic() + seconds
+            fresh = [address for address in answer.addresses if self._pinned.get((name, address), 0) < end - 1 and _is_sane(address)]
+            if not fresh or not about:
+                return
+            if said := self._within.run(programs.require("nft"), rules.pin(fresh, about, seconds)):
+                sys.stderr.write(f"sbx: allow {printable(name)}: nft: {printable(said.splitlines()[0])}\n")
+                return
+            self._pinned.update({(name, address): end for address in fresh})
+
+    # ── connections ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_log(self, link: socket.socket) -> None:
+        """Record what the kernel logged."""
+        try:
+            data = link.recv(1 << 17)
+        except OSError:
+            return  # ENOBUFS: more was logged than we could read, and is lost
+        for packet in nflog.packets(data):
+            name = self._names.get(packet.address, "")
+            allowed = packet.prefix == rules.ALLOWED
+            self._record(event="connect", name=name, allowed=allowed, address=packet.address, port=packet.port, protocol=packet.protocol)
+            host = name or (f"[{packet.address}]" if ":" in packet.address else packet.address)
+            what = f"{host}:{packet.port}" if packet.port else host
+            what += "" if packet.protocol == "tcp" or not packet.port else f"/{packet.protocol}"
+            if allowed:
+                self._learnt.setdefault(what)
+            else:
+                self._count(what)
+
+    # ── what is said ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            if what in self._refused or len(self._refused) < 1000:
+                self._refused[what] = self._refused.get(what, 0) + 1
+
+    def _record(self, **fields: Any) -> None:
+        if self._file >= 0:
+            line = json.dumps({"time": round(time.time(), 3), **{key: value for key, value in fields.items() if value != ""}})
+            os.write(self._file, line.encode() + b"\n")
+
+    def summary(self) -> str:
+        """Return what the user is told at the end."""
+        if self._learn:
+            return "".join(["sbx: the sandbox reached:\n", *(f"  --net-allow {printable(what)}\n" for what in self._learnt)])
+        shown = list(self._refused.items())[:_SHOWN]
+        lines = [f"sbx: refused {printable(what)}{f' ({count} times)' if count > 1 else ''}: not in --net-allow\n" for what, count in shown]
+        rest = len(self._refused) - len(shown)
+        return "".join([*lines, f"sbx: refused {rest} more\n" if rest else ""])
+
+
+def _is_sane(address: str) -> bool:
+    """Whether an answer may let `address` in: not what only a lying server would answer (clouds' metadata, our gateway)."""
+    parsed = ipaddress.ip_address(address)
+    return not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast) and address not in names.OURS

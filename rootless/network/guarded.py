@@ -1,0 +1,79 @@
+"""The step that puts a sandbox's network under guard, before it is attached. Outside."""
+
+from __future__ import annotations
+
+import os
+
+from rootless.errors import SbxError
+from rootless.network import names, resident
+from rootless.steps import OutsideStep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.options import Request
+    from rootless.spec import Network, SandboxSpec
+    from rootless.steps import Undo
+
+_NET_ADMIN, _NET_RAW = 1 << 12, 1 << 13
+
+
+def fill_in(network: Network, request: Request) -> None:
+    """Set what `request` says about the guard. Raises SbxError ``allow-invalid``, ``network-conflict``."""
+    from rootless import programs
+    from rootless.network import rules
+
+    programs.require("nft")
+    for text in request.net_allow:
+        rules.parse(text)
+    if network.backend in ("host", "none"):
+        raise SbxError("network-conflict", f"guard the network with --net {network.backend}: " + (
+            "the host's own cannot be" if network.backend == "host" else "there is none"), "use --net slirp4netns")  # fmt: skip
+    network.guarded = True
+    network.allow, network.learn = request.net_allow, request.net_learn
+    network.log = os.path.abspath(request.net_log) if request.net_log else ""
+    network.servers = [names.check_address(address, "set resolver") for address in request.dns]
+
+
+def check_capabilities(capabilities: int) -> None:
+    """Raise SbxError unless a command with `capabilities` is held by the rules."""
+    if capabilities & (_NET_ADMIN | _NET_RAW):
+        raise SbxError("network-conflict", "guard the network: NET_ADMIN or NET_RAW would let the command around the rules",
+                       "leave --net-allow out, or --nested, --privileged and --cap-add NET_ADMIN or NET_RAW")  # fmt: skip
+
+
+class Guard(OutsideStep):
+    """Start the guard and wait until the rules hold and names are answered."""
+
+    __slots__ = ("folder", "hosts", "network")
+
+    def __init__(self, network: Network, folder: str, hosts: str) -> None:
+        self.network = network
+        self.folder = folder
+        self.hosts = hosts
+
+    def describe(self) -> str:
+        return f"allow the network {', '.join(self.network.allow) or 'everything, and record it'}"
+
+    def execute(self, pid: int) -> Undo:
+        user, net = resident.open_namespaces(pid)
+        try:
+            return resident.start("guard", self.folder, self._settings(), (user, net))
+        finally:
+            os.close(user)
+            os.close(net)
+
+    def _settings(self) -> dict[str, object]:
+        from rootless.network import rules
+
+        parsed = [rules.parse(text) for text in self.network.allow]
+        # A name in the sandbox's /etc/hosts is never asked for: what it says there is allowed as it stands
+        for line in self.hosts.splitlines():
+            address, *known = line.split()
+            parsed += [rule._replace(name="", network=address) for rule in parsed if any(rule.covers(name.lower()) for name in known)]
+        return {"rules": rules.to_settings(parsed), "everything": not self.network.allow or self.network.learn,
+                "learn": self.network.learn, "log": self.network.log, "servers": self.network.servers}  # fmt: skip
+
+
+def steps(spec: SandboxSpec) -> list[OutsideStep]:
+    """Return the parent's step."""
+    return [Guard(spec.network, spec.folder, spec.files.get("/etc/hosts", ""))]
