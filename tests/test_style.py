@@ -13,7 +13,7 @@ import pytest
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rootless-test"
 SCRIPTS = [
     path
-    for folder in ("helpers", "images", ".ci")
+    for folder in ("helpers", "images", ".ci", "tests/vm")
     for path in sorted((needs.CHECKOUT / folder).iterdir())
     if path.is_file() and (path.suffix == ".sh" or path.read_bytes().startswith(b"#!/bin/sh"))
 ]
