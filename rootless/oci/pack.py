@@ -178,7 +178,10 @@ class Packer:
                 for name in sorted(os.fsencode(name) for name in os.listdir(folder)):
                     inner = path + b"/" + name if path else name
                     self.path = inner
-                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    try:
+                        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # overlayfs lists whiteouts of folders that one layer alone has
                     if stat.S_ISDIR(status.st_mode):
                         self.pack_child_folder(folder, name, inner, status)
                         below.append(inner)

@@ -157,7 +157,7 @@ def _check_launches() -> Iterator[Problem]:
 
 def _check_index() -> Iterator[Problem]:
     """index.json says what the references say."""
-    with contextlib.suppress(OSError, SbxError):
+    with contextlib.suppress(OSError, SbxError, KeyError, TypeError):
         with open(layout.path("index.json"), "rb") as file:
             document = manifest.decode(file.read(manifest.DOCUMENT_LIMIT + 1), "index.json")
         listed = {entry["annotations"][REF_NAME]: entry["digest"] for entry in document["manifests"]}
