@@ -280,6 +280,18 @@ def test_a_command_on_a_noexec_mount(host: Host, rootfs: Path) -> None:
     assert "is mounted noexec, and so is what a sandbox shows of it" in done.stderr
 
 
+@needs.busybox
+def test_few_descriptors_are_enough(sbx: Sbx, rootfs: Path) -> None:
+    limited = ["prlimit", "--nofile=24:24", *COMMAND, "run", "--net", "none", "--rootfs", rootfs, "echo", "works"]
+    done = subprocess.run(limited, env=sbx.env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "works\n"), done.stderr
+
+
+def test_a_caller_whose_id_is_not_mapped(host: Host) -> None:
+    finding = diagnosis(host("", "doctor", "--json", who=("--mount",)))["userns"]
+    assert finding["cause"] == "your own id is not mapped in the user namespace around this process"
+
+
 def test_an_error_with_a_hint_of_its_own_is_left_alone(host: Host) -> None:
     done = host(NO_USERNS, "inspect", "no-such-box")
     assert "user.max_user_namespaces" not in done.stderr

@@ -28,6 +28,7 @@ from rootless.checks.probing import (
 from rootless.errors import SbxError, StepError
 
 KERNEL = (5, 12)  #: mount_setattr(2)
+OVERFLOW_ID = 65534  #: what the kernel shows of an id that is not mapped
 FILES = 256  #: descriptors that a pull with several connections may want
 
 
@@ -72,6 +73,8 @@ def _why_no_namespaces(failure: Failure) -> tuple[str, str]:
          "kernel.unprivileged_userns_clone is 0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
         *[(host.sysctl(name) == "0", f"{name} is 0", host.OUTER if nested else f"sudo sysctl -w {name}=15000")
           for name in _limits()],
+        (nested and os.geteuid() == OVERFLOW_ID, "your own id is not mapped in the user namespace around this process",
+         "map it there, as in: unshare --map-current-user"),
         (failure.errno == e.ENOSPC, "the limit on namespaces is reached, here or in a namespace around this one",
          host.OUTER if nested else "end some sandboxes, or raise the sysctls user.max_*_namespaces"),
         (apparmor and host.confinement() in ("", "unprivileged_userns"),
@@ -146,13 +149,15 @@ def can_map_subordinate_ids() -> Finding:
     except SbxError as error:
         if error.code == "namespace-limit" or (isinstance(error, StepError) and error.act.startswith("create ")):
             return not_tried(DEGRADED, error.message, "user namespaces")
-        cause, fix = _why_no_map(error) if error.code in _MAP_ERRORS else (error.message, error.hint)
-        return Finding(DEGRADED, f"{cause}; sandboxes have one user only", fix, cause)
+        cause, fix = _why_no_map() if error.code in _MAP_ERRORS else ("", error.hint)
+        found = error.message if cause in ("", _UNKNOWN) else cause
+        return Finding(DEGRADED, f"{found}; sandboxes have one user only", fix, cause)
     return Finding(
         OK, f"{sum(m.size for m in ids.uids)} users and {sum(m.size for m in ids.gids)} groups can be mapped"
     )
 
 
+_UNKNOWN = "this host refuses the map"
 #: what a helper program's failure is called, whose reason the program does not tell
 _MAP_ERRORS = ("idmap-refused", "newuidmap-powerless", "step-failed")
 
@@ -161,7 +166,7 @@ def _nothing() -> None:
     """The work of a child that only has to come to be."""
 
 
-def _why_no_map(error: SbxError) -> tuple[str, str]:
+def _why_no_map() -> tuple[str, str]:
     """Return why newuidmap(1) or newgidmap(1) failed, and the cure."""
     if host.status("NoNewPrivs") == "1":
         return ("no_new_privs is set, so newuidmap gains no privilege",
@@ -176,4 +181,4 @@ def _why_no_map(error: SbxError) -> tuple[str, str]:
         if status.st_mode & stat.S_ISUID and status.st_uid != 0:
             return (f"{path} is not root's in the user namespace that we are in",
                     "start sbx outside, or with more ids mapped in the container around it")  # fmt: skip
-    return error.message, "compare your lines in /etc/subuid and /etc/subgid, and the ids that this host lets you have"
+    return _UNKNOWN, "compare your lines in /etc/subuid and /etc/subgid, and the ids that this host lets you have"
