@@ -38,7 +38,7 @@ def check_capabilities(capabilities: int) -> None:
     """Raise SbxError unless a command with `capabilities` is held by the rules."""
     if capabilities & (_NET_ADMIN | _NET_RAW):
         raise SbxError("network-conflict", "guard the network: NET_ADMIN or NET_RAW would let the command around the rules",
-                       "leave --net-allow out, or --nested, --privileged and --cap-add NET_ADMIN or NET_RAW")  # fmt: skip
+                       "leave --net-allow out, or --privileged and --cap-add NET_ADMIN or NET_RAW")  # fmt: skip
 
 
 class Guard(OutsideStep):

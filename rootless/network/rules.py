@@ -34,7 +34,7 @@ def parse(text: str) -> Rule:
 
     An IPv6 address with a port is written in brackets. Raises SbxError ``allow-invalid``.
     """
-    body, protocol = text.strip(), ""
+    body, protocol = text, ""
     for known in ("tcp", "udp"):
         if body.endswith("/" + known):
             body, protocol = body[: -len(known) - 1], known
