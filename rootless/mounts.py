@@ -388,41 +388,51 @@ class PopulateDev(Step):
         os.close(dev)
 
 
-class WriteFile(Step):
-    """Show `content` as the file `path`, such as /etc/hosts, whatever the image has there.
+class WriteFiles(Step):
+    """Show `files`, path → text, such as /etc/hosts, whatever the image has there.
 
-    The file lives, without a name, in the sandbox's own tmpfs on /dev; it is bound over the image's. What is no plain
-    file there (a link to /run of the image's builder, a fifo) is replaced; where the root is read-only a link is
-    followed (the host's /etc/resolv.conf often leads to /run).
+    They live in a tmpfs of their own, and each is bound over the image's. What is no plain file there (a link to /run
+    of the image's builder, a fifo) is replaced; where the root is read-only a link is followed (the host's
+    /etc/resolv.conf often leads to /run).
     """
 
-    __slots__ = ("content", "path")
+    __slots__ = ("files",)
 
-    def __init__(self, path: str, content: str) -> None:
-        self.path = path
-        self.content = content
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
 
     def describe(self) -> str:
-        return f"write {self.path}"
+        return f"write {' '.join(self.files)}"
 
     def execute(self, child: Child) -> None:
-        stash = "/dev/.new"
-        fd = os.open(stash, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(fd, self.content.encode("utf-8", "surrogateescape"))
-        finally:
-            os.close(fd)
-        tree = syscalls.open_tree(stash, recursive=False)
-        target = self._target(child)
+        # In a place of our own while they are made. Afterwards the tmpfs is out of the tree, but the files keep their
+        # names in it: on one without, a sandbox inside this one could mount nothing.
+        place = "/dev/.new"
+        os.mkdir(place, 0o700)
+        tree = syscalls.new_mount("tmpfs", {"size": "1m", "mode": "755"}, NOSUID | NODEV | NOEXEC)
+        point = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        syscalls.move_mount(tree, point)
+        os.close(point)
+        for path, content in self.files.items():
+            self._show(tree, path, content, child)
+        os.close(tree)
+        syscalls.umount(place)
+        os.rmdir(place)
+
+    def _show(self, place: int, path: str, content: str, child: Child) -> None:
+        name = path.rpartition("/")[2]
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=place)
+        os.write(fd, content.encode("utf-8", "surrogateescape"))
+        os.close(fd)
+        tree = syscalls.open_tree(name, place, recursive=False)
+        target = self._target(path, child)
         syscalls.move_mount(tree, target)
         os.close(target)
         os.close(tree)
-        os.unlink(stash)
 
-    def _target(self, child: Child) -> int:
-        folder, _, name = self.path.rpartition("/")
+    def _target(self, path: str, child: Child) -> int:
+        folder, _, name = path.rpartition("/")
         parent = _mount_point(folder, child, folder=True)
-        path = self.path
         try:
             kind = os.lstat(name, dir_fd=parent).st_mode & 0o170000
             if kind == _LINK and self._is_read_only(parent):

@@ -200,7 +200,7 @@ class _Sources:
 
 def _settings(spec: SandboxSpec) -> list[Step]:
     """What is written into the sandbox's own namespaces, while /proc/sys can be written."""
-    steps: list[Step] = [m.WriteFile(path, content) for path, content in spec.files.items()]
+    steps: list[Step] = [m.WriteFiles(spec.files)] if spec.files else []
     steps += [n.HostName(spec.hostname)] if spec.hostname and "uts" in spec.namespaces else []
     steps += [n.LoopbackUp()] if "net" in spec.namespaces else []
     steps += [n.Sysctl(name, value) for name, value in spec.sysctls.items()]
