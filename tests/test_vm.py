@@ -15,7 +15,7 @@ import pytest
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rootless-test"
 MACHINE = Path(os.environ.get("SBX_TEST_VM") or CACHE / "vm")
 #: What the tests import in the machine, pure Python (hypothesis is not: it comes from the distribution).
-PACKAGES = ("typer", "rich", "pytest", "pyseccomp", "jeepney")
+PACKAGES = ("typer", "rich", "pytest", "pytest-timeout", "pyseccomp", "jeepney")
 
 
 def dependencies(names: tuple[str, ...]) -> set[str]:
