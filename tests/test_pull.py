@@ -478,6 +478,18 @@ def test_a_login_at_no_host(ours: Sbx, host: str) -> None:
     assert "\x1b" not in done.stderr
 
 
+def test_a_login_on_a_terminal_shows_no_password(ours: Sbx, tmp_path: Path, tty: Any) -> None:
+    with RealRegistry(tmp_path / "registry", htpasswd(tmp_path / "auth")) as server:
+        terminal = tty([*COMMAND, "login", server.host], env=ours.env)
+        terminal.expect("Username: ")
+        terminal.line(USER)
+        terminal.expect("Password: ")
+        terminal.line(PASSWORD)
+        terminal.expect(f"logged in at {server.host} as {USER}")
+        assert terminal.wait() == 0
+        assert PASSWORD.encode() not in terminal.output
+
+
 def test_a_login_needs_a_terminal_or_stdin(ours: Sbx) -> None:
     done = ours("login", "-u", "x", "127.0.0.1:1")
     assert done.status == 125
