@@ -1,4 +1,4 @@
-# What rootless/init.py holds for aarch64, and says why. Assemble: as -o init.o helpers/init-aarch64.s; objcopy -O binary -j .text init.o init
+# What rootless/init.py holds, and says why. To assemble it: as -o it.o init-aarch64.s; objcopy -O binary -j .text it.o it
     .globl _start
 _start:
     mov x8, #167            // prctl(PR_SET_NAME, name)

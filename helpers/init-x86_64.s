@@ -1,4 +1,4 @@
-# What rootless/init.py holds for x86_64, and says why. Assemble: as -o init.o helpers/init-x86_64.s; objcopy -O binary -j .text init.o init
+# What rootless/init.py holds, and says why. To assemble it: as -o it.o init-x86_64.s; objcopy -O binary -j .text it.o it
     .globl _start
 _start:
     mov $157, %eax          # prctl(PR_SET_NAME, name)

@@ -116,9 +116,12 @@ class StartProcess(Step):
     new process has ended, the supervisor deletes the folders `remove`, each under the second name that is given with
     it, so that the first is free at once; `debris` it deletes at the start.
     `mode` is the state of the caller's terminal, to be restored if the parent is killed.
+
+    Where `parent_removes` what is left, the supervisor becomes a small program that does so only in the parent's
+    place; `lock` is the folder's, which it holds.
     """
 
-    __slots__ = ("debris", "deny_groups", "idmap", "mode", "names", "remove")
+    __slots__ = ("debris", "deny_groups", "idmap", "lock", "mode", "names", "parent_removes", "remove")
 
     def __init__(self, names: list[str], idmap: IdMap | None = None, deny_groups: bool = True) -> None:
         self.names = names
@@ -127,6 +130,8 @@ class StartProcess(Step):
         self.remove: list[tuple[str, str]] = []
         self.debris: list[str] = []
         self.mode: SavedMode | None = None
+        self.lock = -1
+        self.parent_removes = False
 
     def describe(self) -> str:
         if not self.names:
@@ -164,6 +169,10 @@ class StartProcess(Step):
             os.kill(pid, SIGKILL)
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()
+        if self.parent_removes:
+            # Together, and only if the parent can't: the first name is to be free at once, as below.
+            cleaning = ["/bin/sh", "-c", 'mv "$1" "$2" && rm -rf "$2"', "sh", *self.remove[0]]
+            init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
         _remove(self.debris)
         status = self._wait(pid, child.go)
         for folder, aside in self.remove:
@@ -223,7 +232,7 @@ class StartCommand(Step):
         syscalls.close_from(3)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         syscalls.capset(_CAP_KILL, _CAP_KILL, 0)
-        init.become(syscalls.MACHINE, pid)
+        init.become_init(syscalls.MACHINE, pid)
         os._exit(_be_init(pid, everything))
 
 
