@@ -17,6 +17,7 @@ from rootless.spec import Image, Mount, Rootfs, SandboxSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless.joining import Peer
     from rootless.options import Request
     from rootless.spec import IdMap
 
@@ -35,7 +36,7 @@ READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 
 
-def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str) -> SandboxSpec:
+def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | None = None) -> SandboxSpec:
     """Return the complete spec of the sandbox that `request` asks for."""
     on_host = image.reference == HOST
     mounts = _mounts(request)
@@ -51,10 +52,14 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
     hostname = _host_name(request.hostname or name)
     user, _, group = (request.user or image.user or _default_user(ids)).partition(":")
     net, notice = network.wanted(request)
+    if peer and "net" in peer.names:
+        net.guarded = peer.spec.network.guarded
+    if peer and "uts" in peer.names:
+        hostname = peer.spec.hostname
     spec = SandboxSpec(
         name=name, id=identity, image=request.subject, folder=folder, idmap=ids, network=net,
         rootfs=_rootfs(image, request), mounts=sorted(mounts, key=lambda mount: mount.target.count("/")),
-        namespaces=_namespaces(request), clock_offsets=_clock_offsets(request),
+        namespaces=_namespaces(request, peer), clock_offsets=_clock_offsets(request),
         devices=[_device(device) for device in request.device],
         argv=_argv(request, image), otherwise=b"sh" if request.command == "shell" else b"",
         env=_environment(request, image, hostname),
@@ -64,11 +69,11 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
         pass_fds=[_pass_fd(text) for text in request.pass_fd], init=not request.no_init,
         # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
-        nested_users=ids.mode != "single", notices=[notice] if notice else [],
+        joined=peer.names if peer else [], nested_users=peer.spec.nested_users if peer else ids.mode != "single", notices=[notice] if notice else [],
     )  # fmt: skip
     _protect(spec, request)
     network.check(spec)
-    spec.files = _files(spec, request, on_host)
+    spec.files = _files(spec, request, on_host, peer)
     return spec
 
 
@@ -319,10 +324,13 @@ def _host_name(text: str) -> str:
 _HOST_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 
-def _files(spec: SandboxSpec, request: Request, on_host: bool) -> dict[str, str]:
+def _files(spec: SandboxSpec, request: Request, on_host: bool, peer: Peer | None) -> dict[str, str]:
     """/etc/hosts, /etc/hostname and /etc/resolv.conf, unless the host's own are to be seen."""
-    if on_host and "net" not in spec.namespaces:
+    if on_host and "net" not in (*spec.namespaces, *spec.joined):
         return {}
+    if peer and "net" in peer.names:
+        # The same network, so the same names and resolver, whatever comes to be asked there.
+        return {name: content for name, content in peer.spec.files.items() if name != "/etc/hostname"}
     files = {
         "/etc/hosts": names.hosts(spec.network, spec.hostname, request.add_host),
         "/etc/resolv.conf": names.resolv_conf(spec.network, request.dns, request.dns_search, _host_resolv_conf()),
@@ -341,8 +349,10 @@ def _host_resolv_conf() -> str:
 # ── namespaces, privileges, limits ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _namespaces(request: Request) -> list[str]:
-    for name in request.share:
+def _namespaces(request: Request, peer: Peer | None) -> list[str]:
+    """Return those that the sandbox gets for itself."""
+    share = [] if request.join else [name for words in request.share for name in words.split(",")]
+    for name in share:
         if name not in SHAREABLE:
             raise SbxError(
                 "namespace-unknown", f"share namespace {printable(name)!r}: there are {', '.join(SHAREABLE)}"
@@ -352,7 +362,7 @@ def _namespaces(request: Request) -> list[str]:
             raise SbxError(
                 "namespace-unknown", f"unshare namespace {printable(name)!r}: time is the one that can be added"
             )
-    shared = [*request.share, *(["net"] if request.net == "host" else [])]
+    shared = [*share, *(peer.names if peer else []), *(["net"] if request.net == "host" else [])]
     names = [name for name in DEFAULT if name not in shared]
     return [*names, "time"] if "time" in request.unshare or request.clock_offset else names
 
@@ -399,7 +409,7 @@ def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str
         last = max(m.container_id + m.size - 1 for m in spec.idmap.gids)
         sysctls["net.ipv4.ping_group_range"] = f"0 {last}"
         sysctls.update(network.sysctls(spec.network))
-    if not nested:
+    if not nested and not spec.joined:
         sysctls["user.max_user_namespaces"] = "0"
     for text in request.sysctl:
         name, equals, value = text.partition("=")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rootless.accounting import Meter
+    from rootless.joining import Peer
     from rootless.observe import Observed
     from rootless.parent import Sandbox
     from rootless.spec import IdMap, Image, SandboxSpec
@@ -42,22 +43,27 @@ if TYPE_CHECKING:
 def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
     _prepare_process()
-    ids, notice = idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
+    peer = None
+    if request.join or request.net.startswith("sandbox:"):
+        from rootless import joining  # few do
+
+        peer = joining.peer(request)
+    ids, notice = (peer.spec.idmap, "") if peer else idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
     say(notice)
     image = find_image(request, ids)
     identity = state.new_id()
     name = state.check_name(request.name) if request.name else identity
     if request.dry_run:
-        wanted = _spec(request, image, ids, name, identity, f"{state.sandboxes()}/{name}")
-        print("\n".join(plan.for_sandbox(wanted).describe()))
+        wanted = _spec(request, image, ids, name, identity, f"{state.sandboxes()}/{name}", peer)
+        print("\n".join(plan.for_sandbox(wanted, peer).describe()))
         return 0
     folder = state.create(name)
     try:
         state.write_atomically(folder.path, "layers", "\n".join(image.layers).encode())
         if image.layers and find_image(request, ids).layers != image.layers:
             image = find_image(request, ids)  # it was removed or replaced before its layers were marked as used
-        wanted = _spec(request, image, ids, name, identity, folder.path)
-        steps = plan.for_sandbox(wanted)
+        wanted = _spec(request, image, ids, name, identity, folder.path, peer)
+        steps = plan.for_sandbox(wanted, peer)
     except BaseException:
         state.discard(folder)
         raise
@@ -66,11 +72,13 @@ def run(request: Request) -> int:
 
 def execute(request: Request) -> int:
     """Run one more command in a running sandbox and return its exit status. Raises SbxError when it never ran."""
+    from rootless import joining
+
     _prepare_process()
     record = state.find(request.subject)
     wanted = build.command_in(request, spec.unpack(record["spec"]))
     mode = _choose_terminal(request, wanted)
-    outer, joined = _open_namespaces(record)
+    outer, joined = joining.open_namespaces(record, ["user", *wanted.namespaces, *wanted.joined])
     wanted.inspected = False  # that was for the first command
     cgroup = record.get("cgroup", "")
     if cgroup:
@@ -126,9 +134,11 @@ def _folder_image(path: str) -> Image:
     return spec.Image(reference=absolute, digest=absolute, cmd=["/bin/sh"])
 
 
-def _spec(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str) -> SandboxSpec:
+def _spec(
+    request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | None = None
+) -> SandboxSpec:
     """Return the spec, completed by what depends on this host: network, filter, whether /proc can be fresh."""
-    wanted = build.sandbox(request, image, ids, name, identity, folder)
+    wanted = build.sandbox(request, image, ids, name, identity, folder, peer)
     wanted.filter_name, wanted.filter = _filter(request, wanted)
     wanted.fresh_proc, wanted.fresh_sys = _fresh(wanted)
     _choose_terminal(request, wanted)
@@ -164,8 +174,8 @@ def _filter(request: Request, wanted: SandboxSpec) -> tuple[str, bytes]:
 
 def _fresh(wanted: SandboxSpec) -> tuple[bool, bool]:
     """Whether the kernel will mount a fresh /proc and /sys: only where nothing of the visible ones is covered."""
-    fresh_proc = "pid" in wanted.namespaces
-    fresh_sys = "net" in wanted.namespaces
+    fresh_proc = "pid" in (*wanted.namespaces, *wanted.joined)
+    fresh_sys = "net" in (*wanted.namespaces, *wanted.joined)
     if fresh_proc and _is_covered():
         say("/proc of this host is partly covered, so the sandbox sees it as it is, with the host's processes")
         fresh_proc = False
@@ -254,27 +264,6 @@ def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, Any]:
         "parent_start_time": state.start_time(os.getpid()),
         "namespaces": dict(sandbox.namespaces), "spec": spec.pack(wanted),
     }  # fmt: skip
-
-
-def _open_namespaces(record: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Return the sandbox's outer user namespace (-1 where there is none) and its own ones, as open descriptors.
-
-    They are reached through its parent, which holds them: pid 1 is hidden, even from us.
-    """
-    wanted = spec.unpack(record["spec"])
-    names = ["user", *wanted.namespaces]
-    holder, numbers = record["parent"], record["namespaces"]
-    joined: dict[str, int] = {}
-    try:
-        for name in state.namespaces_in_order(names):
-            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, KeyError):
-        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended") from None
-    # Both still run, so what was opened are this sandbox's namespaces and not those of whoever got its number.
-    os.close(state.open_process(record))
-    if state.start_time(record["parent"]) != record["parent_start_time"]:
-        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended")
-    return (syscalls.parent_namespace(joined["user"]) if wanted.nested_users else -1), joined
 
 
 def say(notice: str) -> None:

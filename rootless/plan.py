@@ -18,23 +18,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rootless.joining import Peer
     from rootless.spec import IdMap, SandboxSpec
 
 _SECURE = m.NOSUID | m.NODEV | m.NOEXEC
 
 
-def for_sandbox(spec: SandboxSpec) -> Plan:
-    """Return the plan of a new sandbox."""
+def for_sandbox(spec: SandboxSpec, peer: Peer | None = None) -> Plan:
+    """Return the plan of a new sandbox; `peer` is the one whose namespaces it joins."""
     plan = Plan()
     terminal = OpenTerminal() if spec.terminal else None
 
     # A user namespace comes first: only in one of its own may an ordinary user make the others. Its maps are written
     # from outside, and the caller's groups dropped in it, for the sandbox's own will deny setgroups(2) for good.
-    plan.before_go = [WriteMaps(spec.idmap)]
-    plan.inside = _user_namespace(spec.idmap)
+    # Namespaces of another sandbox's are its user namespace's, so with those that one is joined.
+    plan.before_go = [] if peer else [WriteMaps(spec.idmap)]
+    plan.inside = _joined(peer.outer, peer.fds, spec.idmap) if peer else _user_namespace(spec.idmap)
 
     # Pid 1 is made in all namespaces with one clone(2), so that the sandbox's user namespace owns the others.
-    pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users else None, spec.deny_groups)
+    pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users and not peer else None, spec.deny_groups)
     pid_1.remove = [(spec.folder, state.aside(spec.id))]
     plan.inside += [pid_1, p.SetUmask(0)]
     plan.attach = network.steps(spec)
@@ -118,7 +120,8 @@ def _landlock(spec: SandboxSpec) -> list[Step]:
     if not spec.landlock:
         return []
     shared = {"sockets": "net", "signals": "pid"}
-    return [p.ConfineCommand(spec.pass_fds, [name for name, kind in shared.items() if kind not in spec.namespaces])]
+    scoped = [name for name, kind in shared.items() if kind not in spec.namespaces]
+    return [p.ConfineCommand(spec.pass_fds, scoped, spec.network.tcp_ports)]
 
 
 def _limit(plan: Plan, spec: SandboxSpec) -> None:
@@ -130,8 +133,14 @@ def _limit(plan: Plan, spec: SandboxSpec) -> None:
     plan.attach.insert(0, cgroups.Leave(enter))
 
 
+def _joined(outer: int, fds: dict[str, int], idmap: IdMap) -> list[Step]:
+    # The outer user namespace is where the caller's groups can still be dropped.
+    steps: list[Step] = [n.Join("user", outer), x.BecomeRoot(idmap)] if outer >= 0 else []
+    return steps + [n.Join(name, fd) for name, fd in fds.items()]
+
+
 def _own(spec: SandboxSpec) -> list[str]:
-    return (["user"] if spec.nested_users else []) + [name for name in spec.namespaces if name != "time"]
+    return (["user"] if spec.nested_users and not spec.joined else []) + [name for name in spec.namespaces if name != "time"]
 
 
 def _clocks(spec: SandboxSpec) -> list[Step]:

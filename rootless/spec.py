@@ -136,6 +136,7 @@ class Network(Value):
     member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
     `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`; `servers` answer
     their questions, or the host's resolvers.
+    With the host's own network, `tcp_ports` (first, last) are all that TCP connects to, unless empty.
     """
 
     backend: str
@@ -145,12 +146,13 @@ class Network(Value):
     ports: list[Port]
     guarded: bool
     allow: list[str]
+    tcp_ports: list[tuple[int, int]]
     learn: bool
     log: str
     servers: list[str]
     _defaults = {
         "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False, "allow": [],
-        "learn": False, "log": "", "servers": [],
+        "tcp_ports": [], "learn": False, "log": "", "servers": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 
@@ -161,7 +163,7 @@ class SandboxSpec(Value):
     name            of the sandbox, and of its folder
     folder          absolute path of that folder, which gets upper, work and root
     idmap           the ids; nested_users: the sandbox has a user namespace of its own inside the mapped one
-    namespaces      names that are made anew; the others are shared with the host
+    namespaces      names that are made anew; `joined` are another sandbox's; the others are shared with the host
     clock_offsets   clock → seconds, with a time namespace of its own
     hostname        empty keeps the host's
     rootfs, mounts  what is where; masked and read_only are absolute paths inside
@@ -193,6 +195,7 @@ class SandboxSpec(Value):
     nested_users: bool
     deny_groups: bool
     namespaces: list[str]
+    joined: list[str]
     clock_offsets: dict[str, int]
     hostname: str
     rootfs: Rootfs
@@ -232,7 +235,7 @@ class SandboxSpec(Value):
     notices: list[str]
     _defaults = {
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
-        "namespaces": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
+        "namespaces": [], "joined": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
         "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
         "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",

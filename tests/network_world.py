@@ -47,7 +47,9 @@ def resolve(asked: list[str]) -> None:
         found = [socket.inet_aton(address) for address in addresses] if kind == 1 else []
         # An address of somebody else's in the answer: nobody asked for it, and it must not be let in
         stray = encode("other.example") + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton("203.0.113.9")
-        records = [b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, seconds, 4) + data for data in found] + ([stray] if found else [])
+        records = [b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, seconds, 4) + data for data in found] + (
+            [stray] if found else []
+        )
         flags = 0x8180 if name in NAMES else 0x8183
         head = query[:2] + struct.pack("!HHHHH", flags, 1, len(records), 0, 0)
         server.sendto(head + query[12 : position + 5] + b"".join(records), client)

@@ -18,7 +18,7 @@ ROWS = [
     ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources init"),
     ("helpers of the host", "programs systemd"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
-    ("what joins subjects", "processes state build accounting receipt"),
+    ("what joins subjects", "processes state build accounting receipt joining"),
     ("plan", "plan"),
     ("child", "child"),
     ("parent", "parent"),

@@ -72,7 +72,9 @@ def test_an_allowed_name(world: World) -> None:
 @pytest.mark.parametrize("target", ["good.example 443", "198.51.100.2 80", "203.0.113.9 80"])
 def test_everything_else_is_refused_at_once(world: World, target: str) -> None:
     """Another port, another address; and the one that a lying resolver slips in beside the one asked for."""
-    done = world("--net-allow", "good.example:80", command=GET.format("good.example", 80) + f"time -f %e nc -w4 {target}; true")
+    done = world(
+        "--net-allow", "good.example:80", command=GET.format("good.example", 80) + f"time -f %e nc -w4 {target}; true"
+    )
     assert done.stdout == "198.51.100.1 80\n"
     assert "onnection refused" in done.stderr or "can't connect" in done.stderr, done
     host, port = target.split()
@@ -92,21 +94,33 @@ def test_a_name_that_is_not_allowed_is_asked_of_nobody(world: World) -> None:
 
 
 def test_the_resolver_of_the_stack_is_out_of_reach(world: World) -> None:
-    done = world("--net-allow", "good.example", command="nslookup other.example 10.0.2.3 2>&1; nslookup other.example 127.0.0.1 2>&1; true")
+    done = world(
+        "--net-allow",
+        "good.example",
+        command="nslookup other.example 10.0.2.3 2>&1; nslookup other.example 127.0.0.1 2>&1; true",
+    )
     assert "203.0.113.9" not in done.stdout
     assert done.asked == []
 
 
 def test_wildcards_addresses_and_blocks(world: World) -> None:
     options = ["--net-allow", "*.good.example", "--net-allow", "203.0.113.0/24:443"]
-    targets = [("www.good.example", 80), ("www.good.example", 443), ("203.0.113.9", 443), ("203.0.113.9", 80), ("good.example", 80)]
+    targets = [
+        ("www.good.example", 80),
+        ("www.good.example", 443),
+        ("203.0.113.9", 443),
+        ("203.0.113.9", 80),
+        ("good.example", 80),
+    ]
     done = world(*options, command="".join(GET.format(*target) for target in targets) + "true")
     answers = [line for line in done.stdout.splitlines() if line[0].isdigit()]
     assert answers == ["198.51.100.2 80", "198.51.100.2 443", "203.0.113.9 443"]
 
 
 def test_a_name_of_etc_hosts(world: World) -> None:
-    done = world("--net-allow", "db.internal:80", "--add-host", "db.internal:198.51.100.2", command=GET.format("db.internal", 80))
+    done = world(
+        "--net-allow", "db.internal:80", "--add-host", "db.internal:198.51.100.2", command=GET.format("db.internal", 80)
+    )
     assert done.stdout == "198.51.100.2 80\n"
 
 
@@ -133,7 +147,14 @@ def test_the_log(world: World, tmp_path: Path) -> None:
     assert all(record.pop("time") > 1.6e9 for record in records)
     assert {"event": "ask", "name": "good.example", "allowed": True, "addresses": ["198.51.100.1"]} in records
     assert {"event": "ask", "name": "other.example", "allowed": False} in records
-    tried = {"event": "connect", "name": "good.example", "allowed": True, "address": "198.51.100.1", "port": 80, "protocol": "tcp"}
+    tried = {
+        "event": "connect",
+        "name": "good.example",
+        "allowed": True,
+        "address": "198.51.100.1",
+        "port": 80,
+        "protocol": "tcp",
+    }
     assert tried in records
     assert {"event": "connect", "allowed": False, "address": "203.0.113.9", "port": 443, "protocol": "tcp"} in records
     assert log.stat().st_mode & 0o077 == 0
@@ -171,7 +192,10 @@ def test_a_missing_nft(sbx: Sbx, rootfs: Path, tmp_path: Path, monkeypatch: pyte
         (["--net-allow", "10.0.0.0/33"], "allow '10.0.0.0/33'"),
         (["--net-allow", "10.0.0.1/8"], "has host bits set"),
         (["--net-allow", "exa mple.com"], "it is HOST[:PORT[-PORT]][/tcp|udp]"),
-        (["--net-allow", "example.com", "--net", "host"], "guard the network with --net host: the host's own cannot be"),
+        (
+            ["--net-allow", "example.com", "--net", "host"],
+            "guard the network with --net host: the host's own cannot be",
+        ),
         (["--net-allow", "example.com", "--net", "none"], "guard the network with --net none: there is none"),
         (["--net-log", "/nonexistent/log"], "write /nonexistent/log: No such file or directory"),
     ],

@@ -40,7 +40,12 @@ def wanted(request: Request) -> tuple[Network, str]:
 
     Raises SbxError ``network-unknown``, ``network-conflict``, ``port-invalid``.
     """
-    name, notice = _backend("host" if "net" in request.share else request.net or "auto")
+    shared = [kind for words in request.share for kind in words.split(",")]
+    if request.net.startswith("sandbox:") or (request.join and "net" in (shared or ["net"])):
+        if request.publish or request.host_loopback or request.net_allow or request.net_learn or request.net_log:
+            raise SbxError("network-conflict", "set up the network of another sandbox: that is for the one that it belongs to")
+        return Network(backend="sandbox", peer=request.net.partition(":")[2] or request.join), ""
+    name, notice = _backend("host" if "net" in shared and not request.join else request.net or "auto")
     network = Network(backend=name, host_loopback=request.host_loopback, ipv6=name in names.USER_MODE and has_ipv6())
     if request.host_loopback and name not in (*names.USER_MODE, "host"):
         raise SbxError("network-conflict", f"reach the host's loopback with --net {name}: nothing leads there",
@@ -52,7 +57,11 @@ def wanted(request: Request) -> tuple[Network, str]:
             raise SbxError("network-conflict", "publish ports with --net host: the command's ports are the host's already",
                            "leave --publish out")  # fmt: skip
         network.ports = [port for text in request.publish for port in ports.parse(text)]
-    if request.net_allow or request.net_learn or request.net_log:
+    if name == "host" and request.net_allow and not (request.net_learn or request.net_log):
+        from rootless.network import host
+
+        network.tcp_ports = host.ports(request.net_allow)
+    elif request.net_allow or request.net_learn or request.net_log:
         from rootless.network import guarded
 
         guarded.fill_in(network, request)
@@ -61,6 +70,9 @@ def wanted(request: Request) -> tuple[Network, str]:
 
 def check(spec: SandboxSpec) -> None:
     """Raise SbxError where the network of `spec` and its privileges contradict each other."""
+    if spec.network.tcp_ports and not spec.landlock:
+        raise SbxError("network-conflict", "allow TCP ports with --net host: Landlock, which does it, needs no_new_privs "
+                       "and forbids mounts", "leave out --nested, --privileged and --allow-new-privs")  # fmt: skip
     if spec.network.guarded:
         from rootless.network import guarded
 
@@ -101,6 +113,8 @@ def has_ipv6() -> bool:
 def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's steps that attach the network of `spec`."""
     acts: list[OutsideStep] = []
+    if spec.network.backend == "sandbox":
+        return acts  # attached, guarded and published by the one that it belongs to
     if spec.network.guarded:
         from rootless.network import guarded
 

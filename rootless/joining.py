@@ -1,0 +1,90 @@
+"""Joining another sandbox's namespaces: with --net sandbox:NAME, with --join NAME, and with `exec`. Outside.
+
+The namespaces are the other one's user namespace's, so that is joined first, and the ids are the other one's too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rootless import spec, state, syscalls
+from rootless.errors import SbxError, printable
+from rootless.namespaces import SHAREABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rootless.options import Request
+    from rootless.spec import SandboxSpec
+
+SANDBOX = "sandbox:"
+POD = ("net", "ipc", "uts")  #: what --join shares unless --share says
+
+
+class Peer:
+    """The sandbox that is joined: its record's spec, the `names` of what is shared, and descriptors of it.
+
+    `outer` is that of the user namespace in which its own was made, or -1; `fds` are those of its own, user among them.
+    """
+
+    __slots__ = ("fds", "name", "names", "outer", "spec")
+
+    def __init__(self, name: str, names: list[str]) -> None:
+        record = state.find(name)
+        self.name = str(record["name"])
+        self.spec: SandboxSpec = spec.unpack(record["spec"])
+        missing = [kind for kind in names if kind not in (*self.spec.namespaces, *self.spec.joined)]
+        if missing:
+            raise SbxError(
+                "namespace-missing", f"join the {missing[0]} namespace of sandbox {self.name}: it has none of its own"
+            )
+        self.names = names
+        self.outer, self.fds = open_namespaces(record, ["user", *names])
+
+    def close(self) -> None:
+        """Let its namespaces go."""
+        for fd in (self.outer, *self.fds.values()):
+            if fd >= 0:
+                os.close(fd)
+
+
+def peer(request: Request) -> Peer | None:
+    """Return the sandbox that `request` joins, or None. Raises SbxError ``sandbox-unknown``, ``join-conflict``."""
+    names: dict[str, str] = {}
+    if request.join:
+        shared = [kind for words in request.share for kind in words.split(",")] or list(POD)
+        for kind in shared:
+            if kind not in SHAREABLE:
+                raise SbxError(
+                    "namespace-unknown", f"share namespace {printable(kind)!r}: there are {', '.join(SHAREABLE)}"
+                )
+        names = dict.fromkeys(shared, request.join)
+    if request.net.startswith(SANDBOX):
+        if names and request.net[len(SANDBOX) :] != request.join:
+            raise SbxError("join-conflict", f"join sandboxes {printable(request.join)} and {printable(request.net[len(SANDBOX):])}: "
+                           "one sandbox has one user namespace", "join one")  # fmt: skip
+        names["net"] = request.net[len(SANDBOX) :]
+    if not names:
+        return None
+    return Peer(next(iter(names.values())), state.namespaces_in_order(list(names)))
+
+
+def open_namespaces(record: dict[str, Any], names: list[str]) -> tuple[int, dict[str, int]]:
+    """Return the sandbox's outer user namespace (-1 where there is none) and those of `names`, as open descriptors.
+
+    They are reached through its parent, which holds them: pid 1 is hidden, even from us.
+    """
+    wanted = spec.unpack(record["spec"])
+    holder, numbers = record["parent"], record["namespaces"]
+    joined: dict[str, int] = {}
+    try:
+        for name in state.namespaces_in_order(names):
+            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, KeyError):
+        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended") from None
+    # Both still run, so what was opened are this sandbox's namespaces and not those of whoever got its number.
+    os.close(state.open_process(record))
+    if state.start_time(record["parent"]) != record["parent_start_time"]:
+        raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended")
+    return (syscalls.parent_namespace(joined["user"]) if wanted.nested_users else -1), joined
