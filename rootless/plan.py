@@ -128,6 +128,8 @@ def _limit(plan: Plan, spec: SandboxSpec) -> None:
     """Add the cgroup: before the go, so that pid 1 is born in it, and its cgroup namespace rooted there."""
     from rootless import cgroups  # only those who ask for limits pay for them
 
+    if not any(isinstance(step, x.Ready) for step in plan.inside):
+        plan.inside.insert(0, x.Ready())  # there is something to wait for, now
     enter = cgroups.Enter(spec.id, spec.resources, spec.best_effort)
     plan.before_go.append(enter)
     plan.attach.insert(0, cgroups.Leave(enter))

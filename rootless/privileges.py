@@ -262,29 +262,41 @@ class ConfineCommand(Step):
     A second wall: whatever leads out of the tree, a leaked descriptor or a link of procfs, opens nothing there; and
     mounts can no longer be changed. Files that the caller handed over (stdin, stdout, stderr and `keep`) can be opened
     again, as /dev/stdout is. `scoped` names what else must not leave: ``sockets`` (abstract ones) and ``signals``,
-    where the sandbox shares the host's network or processes (version 6). Needs no_new_privs.
+    where the sandbox shares the host's network or processes (version 6). With `ports`, TCP connects to these alone,
+    (version 4, or this fails). Needs no_new_privs.
     """
 
-    __slots__ = ("keep", "scoped")
+    __slots__ = ("keep", "ports", "scoped")
 
-    def __init__(self, keep: list[int], scoped: list[str]) -> None:
+    def __init__(self, keep: list[int], scoped: list[str], ports: list[tuple[int, int]]) -> None:
         self.keep = keep
         self.scoped = scoped
+        self.ports = ports
 
     def describe(self) -> str:
-        return "confine to the sandbox's tree by Landlock" + (
+        words = "confine to the sandbox's tree by Landlock" + (
             f", {' and '.join(self.scoped)} too" if self.scoped else ""
         )
+        return words + (f", TCP to ports {' '.join(f'{a}-{b}' for a, b in self.ports)}" if self.ports else "")
 
     def execute(self, child: Child) -> None:
         version = syscalls.landlock_version()
+        if self.ports and version < 4:
+            raise SbxError(
+                "landlock-missing", "restrict TCP ports: this kernel has no Landlock of version 4 (Linux 6.7)"
+            )
         if version < 2:  # before, no file could be moved from folder to folder
             return
         rights = _landlock_rights(version)
         scopes = {"sockets": _SCOPE_ABSTRACT_UNIX_SOCKET, "signals": _SCOPE_SIGNAL}
         scope = sum(scopes[name] for name in self.scoped) if version >= 6 else 0
-        ruleset = syscalls.landlock_create_ruleset([rights, 0, scope] if scope else [rights])
+        connect = syscalls.LANDLOCK_ACCESS_NET_CONNECT_TCP if self.ports else 0
+        handled = [rights, connect, scope]
+        ruleset = syscalls.landlock_create_ruleset(handled[: 3 if scope else 2 if connect else 1])
         _allow(ruleset, "/", rights)
+        for first, last in self.ports:
+            for port in range(first, last + 1):
+                syscalls.landlock_add_port(ruleset, port, connect)
         for fd in (0, 1, 2, *self.keep):
             folder = os.fstat(fd).st_mode & 0o170000 == 0o040000
             try:

@@ -380,7 +380,8 @@ def close_from(first: int) -> None:
 # ── Landlock: landlock(7) ─────────────────────────────────────────────────────────────────────────────────────────────
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
-_LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_RULE_PATH_BENEATH, _LANDLOCK_RULE_NET_PORT = 1, 2
+LANDLOCK_ACCESS_NET_CONNECT_TCP = 2
 
 
 def landlock_version() -> int:
@@ -401,6 +402,11 @@ def landlock_add_path(ruleset: int, folder: int, access: int) -> None:
     """Allow `access` below the open `folder`."""
     rule = _words(access) + folder.to_bytes(4, sys.byteorder)
     _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+
+
+def landlock_add_port(ruleset: int, port: int, access: int) -> None:
+    """Allow `access` (LANDLOCK_ACCESS_NET_*) to a TCP port of any host (version 4)."""
+    _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_NET_PORT, _words(access, port), 0)
 
 
 def landlock_restrict_self(ruleset: int) -> None:
