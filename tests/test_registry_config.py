@@ -68,6 +68,15 @@ def test_a_location(write: Write) -> None:
     assert not files.insecure("docker.io")
 
 
+def test_a_login_is_for_the_registry_itself(write: Write) -> None:
+    files = write(
+        '[[registry]]\nprefix = "docker.io"\nlocation = "evil.example"\n[[registry.mirror]]\nlocation="m.example"\n'
+    )
+    assert files.itself("docker.io").host == "registry-1.docker.io"
+    assert files.itself("docker.io").registry == "docker.io"
+    assert not files.itself("localhost:5000").insecure
+
+
 def test_mirrors_come_first(write: Write) -> None:
     files = write(
         """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rootless.cli import output
 from rootless.errors import SbxError
+
+if TYPE_CHECKING:
+    from rootless.oci.credentials import Credential
 
 
 def register(app: typer.Typer) -> None:
@@ -117,18 +120,13 @@ def _host(text: str) -> str:
     return parsed if name == bare else bare
 
 
-def _check(host: str, credential: object) -> None:
+def _check(host: str, credential: Credential) -> None:
     """Ask the registry whether the credential is good."""
-    from rootless import reference
     from rootless.oci import registries
-    from rootless.oci.credentials import Credential
     from rootless.oci.registry import Registry as Client
 
-    assert isinstance(credential, Credential)
     configuration = registries.load()
-    name = host if "." in host or ":" in host or host == "localhost" else f"{host}:443"
-    endpoint = configuration.endpoints(reference.Reference(name, "x", "latest"))[-1]
-    Client(endpoint, configuration, credential).log_in()
+    Client(configuration.itself(host), configuration, credential).log_in()
 
 
 def _password(from_stdin: bool) -> str:

@@ -106,6 +106,13 @@ class Registries:
         own = "" if rule.location not in ("", rule.prefix) else wanted.registry
         return [*places, replace(_endpoint(location, own), insecure=rule.insecure)]
 
+    def itself(self, registry: str) -> Endpoint:
+        """Return the endpoint of `registry` (``name:port``) alone, wherever the files send what is asked for there.
+
+        For a login: a password is for the registry that was named, and nobody who stands in for it.
+        """
+        return replace(_endpoint(f"{registry}/x"), insecure=self.insecure(registry))
+
     def insecure(self, host: str) -> bool:
         """Tell whether any file names `host` (``name:port``) insecure, as a registry or as a mirror."""
         for rule in self.rules.values():
