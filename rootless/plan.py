@@ -120,7 +120,7 @@ def _landlock(spec: SandboxSpec) -> list[Step]:
     if not spec.landlock:
         return []
     shared = {"sockets": "net", "signals": "pid"}
-    scoped = [name for name, kind in shared.items() if kind not in spec.namespaces]
+    scoped = [name for name, kind in shared.items() if kind not in (*spec.namespaces, *spec.joined)]
     return [p.ConfineCommand(spec.pass_fds, scoped, spec.network.tcp_ports)]
 
 
