@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 import time
 
@@ -97,6 +98,9 @@ def execute(request: Request) -> int:
 def _prepare_process() -> None:
     """Make this process one that a sandbox can be started from, whatever the caller left it with."""
     os.umask(0o077)  # what we write is nobody else's business
+    # A caller that ignores its children's end, or blocks signals, hands that on. We wait for ours, and hear all.
+    _signal.signal(17, _signal.SIG_DFL)  # SIGCHLD
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     # The lowest free numbers go to the next descriptors: without this a pipe of ours would be taken for stdin.
     while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(fd, True)

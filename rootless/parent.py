@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
 #: Passed on to the command. The rest are our own faults (SEGV…), our own business (CHLD, WINCH) or can't be caught.
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP)
-ENOENT, EACCES, ENOEXEC = 2, 13, 8
+ENOENT = 2
 
 
 class Signals:
@@ -57,7 +57,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._before = {number: _signal.signal(number, _wake) for number in (*FORWARDED, SIGWINCH)}
+        # What the caller ignores, as nohup(1) does, stays ignored.
+        heard = [number for number in (*FORWARDED, SIGWINCH) if _signal.getsignal(number) != _signal.SIG_IGN]
+        self._before = {number: _signal.signal(number, _wake) for number in heard}
         _signal.set_wakeup_fd(self._writer)
 
     def take(self) -> bytes:
@@ -159,12 +161,12 @@ class Sandbox:
         poll.register(self._signals.reader, select.POLLIN)
         while True:
             ready = dict(poll.poll())
-            if self._signals.reader in ready:
-                for number in self._signals.take():
-                    if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
-                        raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+            # The child's word first: when the command runs already, the signal is for that.
             if self._status in ready:
                 return os.read(self._status, 4096)
+            for number in self._signals.take():
+                if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+                    raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
 
     def _command(self) -> int:
         """Return the id of the command's process, which pid 1 is or has made as its first child."""
@@ -314,15 +316,24 @@ class Sandbox:
             if relay:
                 relay.resize()
             return
-        self.signal(number)
-        if number == SIGTSTP:
-            # The caller's shell expects us to stop as well; it will send SIGCONT to go on.
-            if relay:
-                relay.leave()
-            os.kill(os.getpid(), SIGSTOP)
-            if relay:
-                relay.enter()
-            self.signal(SIGCONT)
+        if number != SIGTSTP:
+            self.signal(number)
+            return
+        # The caller's shell expects us to stop, with all that is ours; it will send SIGCONT to go on.
+        self._signal_group(SIGSTOP)
+        if relay:
+            relay.leave()
+        os.kill(os.getpid(), SIGSTOP)
+        if relay:
+            relay.enter()
+        self._signal_group(SIGCONT)
+
+    def _signal_group(self, number: int) -> None:
+        """Send a signal to the command's process group. SIGTSTP could not stop it: no shell inside looks after it."""
+        try:
+            os.killpg(self._command(), number)
+        except (OSError, IndexError):
+            pass  # it has just ended
 
     def end(self) -> None:
         """Kill the sandbox if it still runs, wait for it, undo what was done outside. Idempotent."""
@@ -332,6 +343,12 @@ class Sandbox:
         if self._supervisor:
             os.waitpid(self._supervisor, 0)
             self._supervisor = 0
+        if self.pidfd >= 0:
+            try:
+                # The supervisor has seen it end; unless it was killed itself, and pid 1 had freed itself from its fate.
+                _signal.pidfd_send_signal(self.pidfd, SIGKILL)
+            except ProcessLookupError:
+                pass
         while self._undo:
             self._undo.pop()()
         self._close_namespaces()
@@ -399,7 +416,7 @@ def _status(step: Step, errno: int) -> int:
     """Return the exit status for a failure of `step`, as a shell's for a command that it could not run."""
     if not isinstance(step, Exec):
         return FAILED
-    return {ENOENT: NOT_FOUND, EACCES: NOT_EXECUTABLE, ENOEXEC: NOT_EXECUTABLE}.get(errno, FAILED)
+    return NOT_FOUND if errno == ENOENT else NOT_EXECUTABLE
 
 
 def become(plan: Plan) -> None:
@@ -444,4 +461,5 @@ def call_inside(idmap: IdMap, function: Callable[[], None], root: str | None = N
     from rootless import plan
 
     sandbox = start(plan.for_call(idmap, function, root, landlock))
-    sandbox.wait()
+    if status := sandbox.wait():
+        raise SbxError("child-lost", f"work as root of the user namespace: the process was ended (status {status})")

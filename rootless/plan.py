@@ -242,7 +242,8 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = 
         p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
     ]
     steps += _landlock(spec) if confined else []
-    steps += [p.SetCapabilities(spec.capabilities), p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
+    steps += [p.SetCapabilities(spec.capabilities), x.ArmDeathSignal()]
+    steps += [p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
     steps += [x.AwaitInspected()] if spec.inspected else []
     return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise)]

@@ -427,6 +427,8 @@ class Exec(Step):
             self._become(self.otherwise)
 
     def _become(self, name: bytes) -> None:
+        if not name:
+            raise FileNotFoundError(2, "the command has no name")
         argv = [name, *self.argv[1:]]  # busybox is what its first word says
         if b"/" in name:
             os.execve(name, argv, self.env)

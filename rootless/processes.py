@@ -150,11 +150,8 @@ class StartProcess(Step):
         os.close(holds)
         if os.read(held, 1) != b".":
             os._exit(FAILED)
-        # The death signal is cleared by a change of ids, so it is armed now; and the supervisor may have died before.
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
-        if _is_closed(held):
-            os._exit(FAILED)
-        os.close(held)
+        child.held = held
+        _arm_death_signal(held)
 
     def _supervise(self, pid: int, holds: int, child: Child) -> None:
         try:
@@ -209,12 +206,32 @@ class StartProcess(Step):
         return status
 
 
+def _arm_death_signal(held: int) -> None:
+    """Die with our parent, which holds the other end of the pipe `held`."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
+    if _is_closed(held):
+        os._exit(FAILED)  # it had died before
+
+
+class ArmDeathSignal(Step):
+    """Die with the supervisor, or with init: prctl(2), PR_SET_PDEATHSIG. A change of ids disarms it."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "arm the death signal"
+
+    def execute(self, child: Child) -> None:
+        _arm_death_signal(child.held)
+
+
 class StartCommand(Step):
     """Go on in a new process that will be the command; this one stays as the sandbox's pid 1: reap, and forward.
 
     What the sandbox can learn of pid 1: nothing. Its memory is hidden (HideMemory comes before), it has no descriptor,
     and of the capabilities only the one to send signals to processes of other users. Then it becomes a program of two
-    hundred bytes, where there is one for this machine.
+    hundred bytes, where there is one for this machine. In a pid namespace that is not ours it is no pid 1: it stays
+    what it is, inherits what the command leaves behind, and ends that.
     """
 
     __slots__ = ()
@@ -231,9 +248,15 @@ class StartCommand(Step):
         release_stdio()
         syscalls.close_from(3)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        if os.getpid() != 1:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         syscalls.capset(_CAP_KILL, _CAP_KILL, 0)
-        init.become_init(syscalls.MACHINE, pid)
-        os._exit(_be_init(pid, everything))
+        if os.getpid() == 1:
+            init.become_init(syscalls.MACHINE, pid)
+        status = _be_init(pid, everything)
+        if os.getpid() != 1:
+            _end_children()
+        os._exit(status)
 
 
 _CAP_KILL = 1 << 5
@@ -261,6 +284,15 @@ def _be_init(command: int, everything: set[int]) -> int:
                 break
             if pid == command:
                 return exit_code(status)
+
+
+def _end_children() -> None:
+    """Kill what the command left behind, which has become ours: in a pid namespace of its own the kernel does that."""
+    fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
+    while children := os.pread(fd, 65536, 0).split():
+        for pid in children:
+            os.kill(int(pid), SIGKILL)
+        os.waitpid(-1, 0)
 
 
 def _remove(folders: list[str]) -> None:

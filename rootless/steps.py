@@ -17,16 +17,17 @@ class Child:
     """What the inside knows besides its plan: the descriptors that lead outside, and what earlier steps made.
 
     `status` is written to the parent, `go` read from it; `terminal` is a unix socket, or -1. End of file on `go` means
-    that the parent is gone. `creatable` are the ids of the mounts in which a missing mount point may be made: ours,
-    never the user's.
+    that the parent is gone, on `held` (-1 before there is one) that the supervisor is. `creatable` are the ids of the
+    mounts in which a missing mount point may be made: ours, never the user's.
     """
 
-    __slots__ = ("creatable", "go", "status", "terminal")
+    __slots__ = ("creatable", "go", "held", "status", "terminal")
 
     def __init__(self, status: int, go: int, terminal: int = -1) -> None:
         self.status = status
         self.go = go
         self.terminal = terminal
+        self.held = -1
         self.creatable: set[int] = set()
 
 

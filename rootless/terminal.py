@@ -229,6 +229,11 @@ class Relay:
 
     def _write_outside(self) -> None:
         try:
-            self._from_inside = self._from_inside[os.write(1, self._from_inside) :]
+            # no more than what a pipe that is ready takes at once: we must not sleep here, deaf to signals
+            self._from_inside = self._from_inside[os.write(1, self._from_inside[: select.PIPE_BUF]) :]
+        except BlockingIOError:
+            pass
         except OSError:
+            # Nobody reads any more: the sandbox's terminal hangs up (SIGHUP), or it would write for ever.
             self._from_inside = b""
+            self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import select
 import shlex
 import signal
@@ -13,6 +14,7 @@ import typer
 from rootless import capabilities, cgroups, spec, state
 from rootless.cli import limits, output
 from rootless.errors import SbxError
+from rootless.parent import FORWARDED
 
 
 def register(app: typer.Typer) -> None:
@@ -51,11 +53,11 @@ def kill(
     number = _signal_number(signal_name)
     for name in names:
         record = state.find(name)
-        process = state.open_process(record)
         if number == signal.SIGKILL and record.get("cgroup"):
+            os.close(state.open_process(record))
             cgroups.kill(record["cgroup"])  # all at once, those that are not below pid 1 too
         else:
-            signal.pidfd_send_signal(process, number)
+            _send(record, number)
         output.lines([name])
 
 
@@ -66,8 +68,8 @@ def stop(
     """Tell sandboxes to end (SIGTERM), and kill those that have not after some seconds."""
     records = [state.find(name) for name in names]
     processes = [state.open_process(record) for record in records]
-    for record, process in zip(records, processes, strict=True):
-        signal.pidfd_send_signal(process, signal.SIGTERM)
+    for record in records:
+        _send(record, signal.SIGTERM)
         if (path := record.get("cgroup")) and cgroups.is_frozen(path):
             cgroups.freeze(path, False)  # a paused one could not act on it
     for name, process in zip(names, processes, strict=True):
@@ -75,6 +77,23 @@ def stop(
             signal.pidfd_send_signal(process, signal.SIGKILL)
             _has_ended(process, None)
         output.lines([name])
+
+
+def _send(record: dict[str, Any], number: int) -> None:
+    """Send a signal to the command of a sandbox; nothing if it has just ended."""
+    process = state.open_process(record)
+    if number in FORWARDED and not spec.unpack(record["spec"]).init:
+        # The command is pid 1 and may be deaf to what would end another process: its parent knows what to do then.
+        os.close(process)
+        process = os.pidfd_open(record["parent"])
+        if state.start_time(record["parent"]) != record["parent_start_time"]:
+            raise SbxError("sandbox-gone", f"find sandbox {record['name']}: it has just ended")
+    try:
+        signal.pidfd_send_signal(process, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(process)
 
 
 def inspect(names: Annotated[list[str], typer.Argument(metavar="SANDBOX|IMAGE...", show_default=False)]) -> None:
