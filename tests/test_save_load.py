@@ -216,6 +216,40 @@ def test_an_image_of_an_index_by_platform(fresh_sbx: Sbx, tmp_path: Path) -> Non
     assert "for linux/s390x: there are only linux/amd64, linux/riscv64" in result.stderr
 
 
+@needs.userns
+def test_as_many_layers_as_there_may_be(fresh_sbx: Sbx, offline_tarball: Path, tmp_path: Path) -> None:
+    """Their names fit the page of options that mount(2) takes; the same layer twice and empty ones are no trouble."""
+    once = archive(member(b"once", b"x"), member(b"twice", b"first"))
+    middle = [
+        archive(member(b"n/%d" % number, b"%d" % number), member(b"last", b"%d" % number)) for number in range(122)
+    ]
+    layers = [offline_tarball.read_bytes(), once, archive(member(b"twice", b"second")), *middle, once, archive()]
+    assert len(layers) == 127
+    path = Layout().image("many:1", *layers).write(tmp_path / "layout")
+    fresh_sbx.ok("load", "-i", f"oci:{path}")
+    shown = fresh_sbx.ok("run", "--net", "none", "many:1", "sh", "-c", "ls /n | wc -l; cat /last /once /twice")
+    assert shown.split("\n") == ["122", "121xfirst"]
+    listed = fresh_sbx.ok("export", "many:1", "-o", tmp_path / "out")
+    assert listed == ""
+    with tarfile.open(tmp_path / "out") as tar:
+        assert sum(name.startswith("n/") for name in tar.getnames()) == 122
+
+
+@needs.userns
+def test_an_opaque_root_hides_all_below(fresh_sbx: Sbx, offline_tarball: Path, tmp_path: Path) -> None:
+    hidden = archive(member(b"hidden", b"x"))
+    top = archive(member(b".wh..wh..opq"))[:-1024] + offline_tarball.read_bytes()
+    fresh_sbx.ok("load", "-i", f"oci:{Layout().image('opaque:1', hidden, top).write(tmp_path / 'layout')}")
+    assert fresh_sbx.ok("run", "--net", "none", "opaque:1", "sh", "-c", "test -e /hidden || echo gone") == "gone"
+
+
+def test_an_image_without_layers(fresh_sbx: Sbx, tmp_path: Path) -> None:
+    result = fresh_sbx("load", "-i", f"oci:{Layout().image('empty:1').write(tmp_path / 'layout')}")
+    assert result.status == 125
+    assert "the image has no layers" in result.stderr
+    assert images(fresh_sbx) == {}
+
+
 # ── export ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

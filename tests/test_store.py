@@ -336,6 +336,17 @@ def test_a_stream_of_no_layer_type_is_stored_as_gzip(ids: IdMap) -> None:
         assert manifest.digest_of(gzip.decompress(blob)) == info.diff_id
 
 
+def test_a_layer_of_an_image_is_gzip_zstd_or_plain(ids: IdMap) -> None:
+    import lzma
+
+    data = lzma.compress(TREE)
+    with pytest.raises(SbxError) as raised:
+        take(data, ids, digest=manifest.digest_of(data), size=len(data), diff_id=manifest.digest_of(TREE))
+    assert raised.value.code == "archive-unsupported"
+    plain = take(TREE, ids, digest=manifest.digest_of(TREE), media_type=manifest.OCI_LAYER)
+    assert (plain.digest, plain.media_type) == (plain.diff_id, manifest.OCI_LAYER)
+
+
 def test_zstd_stays_zstd(ids: IdMap) -> None:
     import zstandard
 
@@ -668,6 +679,22 @@ def test_a_store_that_may_not_be_written(home: Path, ids: IdMap) -> None:
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["umask 0777", "umask 0", "ulimit -n 24", "unset HOME TMPDIR", "cd /tmp && mkdir x$$ && cd x$$ && rmdir ../x$$"],
+)
+def test_odd_surroundings(home: Path, tmp_path: Path, limit: str) -> None:
+    tarball = tmp_path / "tree.tar"
+    tarball.write_bytes(archive(*(member(b"/".join([b"%d" % number] * 12), b"x") for number in range(30))))
+    sbx = f"{sys.executable} -I -S -E {needs.CHECKOUT}/rootless/__main__.py"
+    script = f"{limit}; {sbx} import -q a {tarball} && {sbx} images -q && {sbx} rmi a"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == done.stdout.splitlines()[1]
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(home / "tmp") == os.listdir(home / "layers") == []
 
 
 def test_an_image_in_a_record_survives_its_trip() -> None:

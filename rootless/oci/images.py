@@ -267,8 +267,6 @@ def _unpack_all(
     boots: list[str] = []
     folders: list[str] = []
     pairs = list(zip(stored.manifest.layers, stored.config.diff_ids, strict=True))
-    if not pairs:
-        raise SbxError("image-empty", f"unpack {stored.reference}: the image has no layers")
     for descriptor, diff_id in reversed(pairs):
         key = layers.layer_key(diff_id, idmap)
         work.pin(key)

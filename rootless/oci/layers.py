@@ -157,12 +157,14 @@ class _Ingestion:
             raise
         tap.install()
         key = self.install(found_diff_id, total, summary) if self.idmap else ""
-        media_type = media_type or (manifest.OCI_LAYER_ZSTD if kind == "zstd" else manifest.OCI_LAYER_GZIP)
+        media_type = media_type or tap.media_type(kind)
         return LayerInfo(tap.digest, tap.size, found_diff_id, media_type, key, summary=summary)
 
     def pump(self, tap: _Tap, open_at: Open) -> tuple[str, str, int]:
         """Move everything from source to child; return the diff-id, the compression and the uncompressed size."""
         kind, read = codecs.open_stream(tap.start(open_at))
+        if tap.expected and kind not in ("", "gzip", "zstd"):
+            raise SbxError("archive-unsupported", f"read layer {tap.expected}: layers are not compressed by {kind}")
         tap.recompress(kind)
         hasher = hashlib.sha256()
         total = 0
@@ -355,6 +357,12 @@ class _Tap:
             _write(self.file, packed)
             self.hasher.update(packed)
             self.size_stored += len(packed)
+
+    def media_type(self, kind: str) -> str:
+        """Return the layer type of what was stored, for a stream of that `kind`."""
+        if kind == "zstd":
+            return manifest.OCI_LAYER_ZSTD
+        return manifest.OCI_LAYER_GZIP if kind == "gzip" or self.compress else manifest.OCI_LAYER
 
     def finish(self, kind: str) -> None:
         """Check size and digest at the end of the stream."""

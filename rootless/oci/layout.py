@@ -61,6 +61,8 @@ def path(*parts: str) -> str:
 def ensure() -> str:
     """Make the store's folders where they are missing, and return its own."""
     root = paths.data()
+    # A umask that takes the owner's own rights away would make folders that nobody can enter.
+    os.umask(os.umask(0o077) & ~0o700)
     if not os.path.exists(root + "/oci-layout"):
         for folder in ("blobs/sha256", "refs", "layers", "launch", "partial", "locks", "tmp"):
             paths.ensure(f"{root}/{folder}")

@@ -305,6 +305,8 @@ def _manifest(fields: _Fields, media_type: str) -> Manifest:
     layers = [
         descriptor(entry, f"{fields.where}: layer {place}") for place, entry in enumerate(fields.items("layers"), 1)
     ]
+    if not layers:
+        raise SbxError("image-empty", f"read {fields.where}: the image has no layers, so there is nothing to run")
     if len(layers) > LAYER_LIMIT:
         raise SbxError("layer-limit", f"read {fields.where}: it has {len(layers)} layers, {LAYER_LIMIT} is the limit")
     for layer in layers:
