@@ -31,6 +31,8 @@ hypothesis.settings.register_profile("here", database=None, deadline=None, deran
 hypothesis.settings.load_profile("here")
 
 PR_SET_CHILD_SUBREAPER = 36
+#: What rootless podman leaves for its next run, and a test that ran podman beside us with it.
+PAUSE = " catatonit -P "
 END = 5.0  #: seconds in which what a test started must have ended
 
 
@@ -224,7 +226,7 @@ class nothing_left:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         _be_subreaper(False)
-        left = [_describe(pid) for pid in _ended(_children() - self.children)]
+        left = [text for pid in _ended(_children() - self.children) if not (text := _describe(pid)).endswith(PAUSE)]
         left += [f"mount {line}" for line in _mounts() - self.mounts]
         left += [f"folder {path}" for path in self._folders() - self.sandboxes]
         # A test that failed has said something more important.

@@ -99,7 +99,7 @@ def test_transcripts(file: Path, sbx: Sbx, alpine: str, tmp_path: Path) -> None:
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
     command.chmod(0o755)
-    env = sbx.env | {"PATH": f"{command.parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+    env = sbx.env | {"PATH": f"{command.parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
     folder = tmp_path / "project"
     folder.mkdir()
     for words, commands in blocks(file):
