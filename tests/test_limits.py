@@ -269,6 +269,7 @@ def test_many_at_once_keep_their_accounts(sbx: Sbx, rootfs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_thousand_sandboxes_leave_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
     before = sandboxes()
     for _ in range(250):

@@ -62,13 +62,15 @@ def boot(folder: Path, settings: str, tests: str, seconds: int) -> str:
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(3600)
 @needs.program("mmdebstrap", "qemu-system-x86_64", "qemu-img", "mkfs.ext4")
 def test_limits_in_every_setting(tmp_path: Path) -> None:
-    said = boot(tmp_path, "user-manager login unit", "tests/test_limits.py", 1500)
-    assert len(re.findall(r"^\d+ passed", said, re.MULTILINE)) == 3, said
+    said = boot(tmp_path, "user-manager login unit root", "tests/test_limits.py", 2400)
+    assert len(re.findall(r"^\d+ passed", said, re.MULTILINE)) == 4, said
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(3600)
 @needs.program("mmdebstrap", "qemu-system-x86_64", "qemu-img", "mkfs.ext4")
 def test_a_thousand_sandboxes(tmp_path: Path) -> None:
     said = boot(tmp_path, "unit", "tests/test_limits.py --slow -k thousand", 3000)
