@@ -211,7 +211,7 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
         if isinstance(step, processes.StartProcess):
             step.mode, step.debris, step.lock = mode, state.debris(), folder.lock
             # What it wrote as root is ours, outside; the rest is for root of the same ids, below.
-            by_parent = not (mode or step.debris or wanted.resources or wanted.accounted)  # a cgroup is removed by Python
+            by_parent = not (mode or wanted.resources or wanted.accounted)  # a cgroup is removed by Python
             step.parent_removes = by_parent and wanted.idmap.mode != "keep"
 
     observed = _observed(steps, wanted, request)

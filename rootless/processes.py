@@ -167,6 +167,9 @@ class StartProcess(Step):
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()
         if self.parent_removes:
+            if self.debris and os.fork() == 0:
+                _remove(self.debris)
+                os._exit(0)
             # Together, and only if the parent can't: the first name is to be free at once, as below.
             cleaning = ["/bin/sh", "-c", 'mv "$1" "$2" && rm -rf "$2"', "sh", *self.remove[0]]
             init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
