@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import needs
 import pytest
-from conftest import Sbx
+from conftest import COMMAND, Sbx
+from terminals import Terminal
 
 from rootless import cgroups, options, resources
 from rootless.errors import SbxError
@@ -157,6 +159,19 @@ def test_commands_on_a_sandbox_without_cgroup(sbx: Sbx, rootfs: Path) -> None:
     assert '"source": "processes"' in sbx.ok("stats", "--json", "--once", "plain")
     process.terminate()
     process.communicate(timeout=20)
+
+
+def test_stats_live_on_a_terminal(sbx: Sbx, rootfs: Path, tty: Callable[..., Terminal]) -> None:
+    process = sbx.start("run", "--name", "seen", *BOX, rootfs, "sh", "-c", "echo up; exec sleep 100")
+    assert process.stdout
+    process.stdout.readline()
+    terminal = tty([*COMMAND, "stats", "--interval", "0.2"], env=sbx.env, size=(24, 160))
+    for _ in range(2):  # it changes in its place
+        terminal.expect("seen +running")
+    process.terminate()
+    process.communicate(timeout=20)
+    terminal.send("\3")
+    assert terminal.wait(20) == 130
 
 
 def test_tables_of_counters(tmp_path: Path) -> None:
