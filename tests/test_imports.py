@@ -15,7 +15,10 @@ PACKAGE = needs.CHECKOUT / "rootless"
 # Lowest first: a module imports from lower rows, and from its own row where that is listed below. A new module is a
 # new word here; a new row is a change of the design.
 ROWS = [
-    ("leaves", "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources init"),
+    (
+        "leaves",
+        "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources init",
+    ),
     ("helpers of the host", "programs systemd"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
     ("what joins subjects", "processes state build accounting receipt joining"),
@@ -89,7 +92,9 @@ def first_paragraph(path: Path) -> str:
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "share" not in path.parts}
 #: What a launch never loads may be ordinary Python; its first line says that it is.
 WARM = {
-    module for module, path in MODULES.items() if subject(module) in {"oci", "cli"} or "warm" in first_paragraph(path).lower()
+    module
+    for module, path in MODULES.items()
+    if subject(module) in {"oci", "cli"} or "warm" in first_paragraph(path).lower()
 }
 
 
