@@ -18,6 +18,7 @@ from rootless.spec import Image, Mount, Rootfs, SandboxSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless.joining import Peer
+    from rootless.network.bridge import Member
     from rootless.options import Request
     from rootless.spec import IdMap
 
@@ -36,7 +37,7 @@ READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 
 
-def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | None = None) -> SandboxSpec:
+def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None) -> SandboxSpec:
     """Return the complete spec of the sandbox that `request` asks for."""
     on_host = image.reference == HOST
     mounts = _mounts(request)
@@ -324,7 +325,7 @@ def _host_name(text: str) -> str:
 _HOST_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 
-def _files(spec: SandboxSpec, request: Request, on_host: bool, peer: Peer | None) -> dict[str, str]:
+def _files(spec: SandboxSpec, request: Request, on_host: bool, peer: Peer | Member | None) -> dict[str, str]:
     """/etc/hosts, /etc/hostname and /etc/resolv.conf, unless the host's own are to be seen."""
     if on_host and "net" not in (*spec.namespaces, *spec.joined):
         return {}
@@ -349,7 +350,7 @@ def _host_resolv_conf() -> str:
 # ── namespaces, privileges, limits ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _namespaces(request: Request, peer: Peer | None) -> list[str]:
+def _namespaces(request: Request, peer: Peer | Member | None) -> list[str]:
     """Return those that the sandbox gets for itself."""
     share = [] if request.join else [name for words in request.share for name in words.split(",")]
     for name in share:

@@ -59,7 +59,7 @@ _SHELL = [
     Option("--device", LIST, "add a device node of the host", "PATH[:TARGET]", "Files"),
     Option("--shm-size", TEXT, "size of /dev/shm (default 64m)", "SIZE", "Files"),
     Option("--hostname", TEXT, "host name (default: the sandbox's id)", "NAME", "Network"),
-    Option("--net --network", TEXT, "auto (default), slirp4netns, pasta, none, host, sandbox:NAME", "BACK-END", "Network"),
+    Option("--net --network", TEXT, "auto (default), slirp4netns, pasta, none, host, sandbox:NAME, or a network", "BACK-END", "Network"),
     Option("-p --publish", LIST, "publish a port or range on the host's 127.0.0.1, or IP; HOST 0: any", "[[IP:]HOST:]SANDBOX[/udp]", "Network"),
     Option("--host-loopback", FLAG, "let the sandbox reach the host's 127.0.0.1, as host.containers.internal", "", "Network"),
     Option("--net-allow", LIST, "let the sandbox reach this alone: name, *.name, address, CIDR; repeatable", "HOST[:PORT]", "Network"),

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rootless.joining import Peer
+    from rootless.network.bridge import Member
     from rootless.spec import IdMap, SandboxSpec
 
 _SECURE = m.NOSUID | m.NODEV | m.NOEXEC
 
 
-def for_sandbox(spec: SandboxSpec, peer: Peer | None = None) -> Plan:
+def for_sandbox(spec: SandboxSpec, peer: Peer | Member | None = None) -> Plan:
     """Return the plan of a new sandbox; `peer` is the one whose namespaces it joins."""
     plan = Plan()
     terminal = OpenTerminal() if spec.terminal else None
@@ -36,10 +37,10 @@ def for_sandbox(spec: SandboxSpec, peer: Peer | None = None) -> Plan:
     plan.inside = _joined(peer.outer, peer.fds, spec.idmap) if peer else _user_namespace(spec.idmap)
 
     # Pid 1 is made in all namespaces with one clone(2), so that the sandbox's user namespace owns the others.
-    pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users and not peer else None, spec.deny_groups)
+    pid_1 = x.StartProcess(_own(spec), spec.idmap if spec.nested_users and not spec.joined else None, spec.deny_groups)
     pid_1.remove = [(spec.folder, state.aside(spec.id))]
     plan.inside += [pid_1, p.SetUmask(0)]
-    plan.attach = network.steps(spec)
+    plan.attach = network.steps(spec, peer)
     if spec.resources or spec.accounted:
         _limit(plan, spec)
 

@@ -1,23 +1,31 @@
-"""`port`: the published ports of running sandboxes. Warm."""
+"""`port`: the published ports of running sandboxes; `network`: networks of several. Warm."""
 
 from __future__ import annotations
 
+import ipaddress
 import json as _json
+import marshal
 import os
+import shutil
 from typing import Annotated, Any
 
 import typer
 
-from rootless import spec, state
+from rootless import paths, spec, state
 from rootless.cli import output
 from rootless.errors import SbxError
-from rootless.network import names, ports, resident, slirp4netns
+from rootless.network import bridge, names, ports, records, resident, slirp4netns
 from rootless.spec import Port, SandboxSpec
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command()(port)
+    group = typer.Typer(name="network", help="Networks of several sandboxes.", no_args_is_help=True)
+    for command in (create, rm, inspect):
+        group.command()(command)
+    group.command("ls")(list_networks)
+    app.add_typer(group)
 
 
 def port(
@@ -120,3 +128,107 @@ def _remove(wanted: SandboxSpec, text: str) -> None:
                 raise SbxError("port-failed", f"remove port {text}: {answer.strip()}")
             return
     raise SbxError("port-unknown", f"remove port {text}: it is not published", f"see: sbx port {wanted.name}", 1)
+
+
+# ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_POOL = ipaddress.IPv4Network("10.89.0.0/16")
+
+
+def create(
+    name: Annotated[str, typer.Argument(show_default=False)],
+    subnet: Annotated[
+        str, typer.Option(metavar="CIDR", help="IPv4 addresses (default: a free part of 10.89.0.0/16)")
+    ] = "",
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 addresses as well")] = False,
+    internal: Annotated[bool, typer.Option("--internal", help="no way out: members reach each other alone")] = False,
+) -> None:
+    """Make a network that sandboxes can share with --net NAME."""
+    folder = records.folder(name)
+    chosen = _check_subnet(subnet) if subnet else _free_subnet()
+    paths.ensure(os.path.dirname(folder))
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        raise SbxError(
+            "name-taken", f"create network {name}: there is one of that name", "see: sbx network ls"
+        ) from None
+    config = {"subnet": str(chosen), "ipv6": ipv6, "internal": internal}
+    state.write_atomically(folder, "config", marshal.dumps(config, 4))
+    output.lines([name])
+
+
+def list_networks(
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print names only")] = False,
+) -> None:
+    """List the networks."""
+    if quiet:
+        output.lines(records.names())
+    elif json:
+        output.json([_details(name) for name in records.names()])
+    else:
+        rows = [
+            (d["name"], d["subnet"], "internal" if d["internal"] else "", str(len(d["members"])))
+            for d in map(_details, records.names())
+        ]
+        output.table(("NAME", "SUBNET", "KIND", "MEMBERS"), rows)
+
+
+def inspect(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]) -> None:
+    """Show all about networks, and who is in them, as JSON."""
+    output.json([_details(name) for name in networks])
+
+
+def rm(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]) -> None:
+    """Remove networks that nobody is in."""
+    for name in networks:
+        records.read(name)
+        with records.Lock(name):
+            if inside := bridge.members(name):
+                raise SbxError(
+                    "network-busy", f"remove network {name}: {inside[0]['name']} is in it", "stop its sandboxes first"
+                )
+            shutil.rmtree(records.folder(name))
+        output.lines([name])
+
+
+def _details(name: str) -> dict[str, Any]:
+    return {"name": name, **records.read(name), "members": bridge.members(name)}
+
+
+def _taken() -> list[ipaddress.IPv4Network]:
+    """Return what is in use: our networks, and what the host has routes to."""
+    found = [ipaddress.IPv4Network(records.read(name)["subnet"]) for name in records.names()]
+    with open("/proc/net/route") as stream:
+        for line in list(stream)[1:]:
+            words = line.split()
+            address, mask = (int.from_bytes(bytes.fromhex(words[column])[::-1], "big") for column in (1, 7))
+            if mask:
+                found.append(ipaddress.IPv4Network((address, mask.bit_count()), strict=False))
+    return found
+
+
+def _free_subnet() -> ipaddress.IPv4Network:
+    taken = _taken()
+    for subnet in _POOL.subnets(new_prefix=24):
+        if not any(subnet.overlaps(other) for other in taken):
+            return subnet
+    raise SbxError("subnet-taken", f"choose a subnet: all of {_POOL} are in use", "give one with --subnet")
+
+
+def _check_subnet(text: str) -> ipaddress.IPv4Network:
+    try:
+        subnet = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise SbxError("subnet-invalid", f"read subnet {text!r}: {error}", "as in 10.90.0.0/24") from None
+    if not 16 <= subnet.prefixlen <= 25 or not subnet.network_address.packed[3] == 0:
+        raise SbxError(
+            "subnet-invalid",
+            f"read subnet {text!r}: it has 16 to 25 bits of network and ends in .0",
+            "as in 10.90.0.0/24",
+        )
+    for other in _taken():
+        if subnet.overlaps(other):
+            raise SbxError("subnet-taken", f"use subnet {subnet}: {other} is in use here", "choose another one")
+    return subnet

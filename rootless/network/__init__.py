@@ -16,6 +16,8 @@ from rootless.spec import Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless.joining import Peer
+    from rootless.network.bridge import Member
     from rootless.options import Request
     from rootless.spec import SandboxSpec
     from rootless.steps import OutsideStep, Step
@@ -43,8 +45,12 @@ def wanted(request: Request) -> tuple[Network, str]:
     shared = [kind for words in request.share for kind in words.split(",")]
     if request.net.startswith("sandbox:") or (request.join and "net" in (shared or ["net"])):
         if request.publish or request.host_loopback or request.net_allow or request.net_learn or request.net_log:
-            raise SbxError("network-conflict", "set up the network of another sandbox: that is for the one that it belongs to")
+            raise SbxError(
+                "network-conflict", "set up the network of another sandbox: that is for the one that it belongs to"
+            )
         return Network(backend="sandbox", peer=request.net.partition(":")[2] or request.join), ""
+    if is_shared(request.net):
+        return _shared(request), ""
     name, notice = _backend("host" if "net" in shared and not request.join else request.net or "auto")
     network = Network(backend=name, host_loopback=request.host_loopback, ipv6=name in names.USER_MODE and has_ipv6())
     if request.host_loopback and name not in (*names.USER_MODE, "host"):
@@ -66,6 +72,34 @@ def wanted(request: Request) -> tuple[Network, str]:
 
         guarded.fill_in(network, request)
     return network, notice
+
+
+def _shared(request: Request) -> Network:
+    """Return membership in a network of several sandboxes."""
+    from rootless.network import ports, records
+
+    if request.host_loopback or request.net_allow or request.net_learn or request.net_log or request.join:
+        raise SbxError("network-conflict", f"guard or join in network {request.net}: a network of several sandboxes has no guard, and "
+                       "reaches no host's loopback")  # fmt: skip
+    first = records.read(request.net)["subnet"].rpartition(".")[0]
+    return Network(backend="network", peer=request.net, servers=[f"{first}.1"],
+                   ports=[port for text in request.publish for port in ports.parse(text)])  # fmt: skip
+
+
+def is_shared(name: str) -> bool:
+    """Whether `name` is a network of several sandboxes."""
+    if not name or name in (*BACKENDS, "auto") or ":" in name:
+        return False
+    from rootless.network import records
+
+    return records.exists(name)
+
+
+def member(name: str) -> Member:
+    """Return a membership in the network `name`, whose keeper runs from now on."""
+    from rootless.network import bridge
+
+    return bridge.Member(name)
 
 
 def check(spec: SandboxSpec) -> None:
@@ -110,8 +144,8 @@ def has_ipv6() -> bool:
         os.close(fd)
 
 
-def steps(spec: SandboxSpec) -> list[OutsideStep]:
-    """Return the parent's steps that attach the network of `spec`."""
+def steps(spec: SandboxSpec, peer: Peer | Member | None = None) -> list[OutsideStep]:
+    """Return the parent's steps that attach the network of `spec`; `peer` is its membership in one of several."""
     acts: list[OutsideStep] = []
     if spec.network.backend == "sandbox":
         return acts  # attached, guarded and published by the one that it belongs to
@@ -119,7 +153,12 @@ def steps(spec: SandboxSpec) -> list[OutsideStep]:
         from rootless.network import guarded
 
         acts += guarded.steps(spec)
-    acts += BACKENDS[spec.network.backend](spec)
+    if spec.network.backend == "network":
+        from rootless.network import bridge
+
+        acts += bridge.steps(spec, peer)  # type: ignore[arg-type]
+    else:
+        acts += BACKENDS[spec.network.backend](spec)
     if spec.network.ports:
         from rootless.network import publish
 

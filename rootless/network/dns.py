@@ -161,4 +161,8 @@ def _ask_tcp(query: bytes, asked: Question, server: str) -> bytes:
 
 def _fits(found: bytes, identity: bytes, asked: Question) -> bool:
     """Whether `found` answers what was asked: same number, same question."""
-    return len(found) >= 12 + len(asked.raw) and found[:2] == identity and found[12 : 12 + len(asked.raw)].lower() == asked.raw.lower()
+    return (
+        len(found) >= 12 + len(asked.raw)
+        and found[:2] == identity
+        and found[12 : 12 + len(asked.raw)].lower() == asked.raw.lower()
+    )

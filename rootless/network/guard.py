@@ -43,7 +43,11 @@ def serve(settings: dict[str, Any]) -> None:
     tcp = within.listen("tcp", names.GUARD, 53)
     os.write(resident.READY, b".")
     os.close(resident.READY)
-    acts = {udp.fileno(): lambda: guard.take_datagram(udp), tcp.fileno(): lambda: guard.take_connection(tcp), log.fileno(): lambda: guard.take_log(log)}
+    acts = {
+        udp.fileno(): lambda: guard.take_datagram(udp),
+        tcp.fileno(): lambda: guard.take_connection(tcp),
+        log.fileno(): lambda: guard.take_log(log),
+    }
     while True:
         ready = select.select([*acts, resident.ALIVE], [], [])[0]
         for fd in ready:
@@ -75,7 +79,9 @@ class Guard:
             try:
                 self._file = os.open(settings["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
-                raise SbxError("log-unwritable", f"write {settings['log']}: {error.strerror}", "see: --net-log") from None
+                raise SbxError(
+                    "log-unwritable", f"write {settings['log']}: {error.strerror}", "see: --net-log"
+                ) from None
 
     # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -86,7 +92,11 @@ class Guard:
         def work() -> None:
             answer = self._answer(query)
             if len(answer) > 4096:
-                answer = answer[:2] + struct.pack("!H", struct.unpack_from("!H", answer, 2)[0] | 0x0200) + dns.reply(query, dns.question(query), 0)[4:]
+                answer = (
+                    answer[:2]
+                    + struct.pack("!H", struct.unpack_from("!H", answer, 2)[0] | 0x0200)
+                    + dns.reply(query, dns.question(query), 0)[4:]
+                )
             try:
                 server.sendto(answer, client)
             except OSError:
@@ -149,7 +159,11 @@ class Guard:
         with self._lock:
             self._names.update(dict.fromkeys(answer.addresses, name))
             end = time.monotonic() + seconds
-            fresh = [address for address in answer.addresses if self._pinned.get((name, address), 0) < end - 1 and _is_sane(address)]
+            fresh = [
+                address
+                for address in answer.addresses
+                if self._pinned.get((name, address), 0) < end - 1 and _is_sane(address)
+            ]
             if not fresh or not about:
                 return
             if said := self._within.run(programs.require("nft"), rules.pin(fresh, about, seconds)):
@@ -168,7 +182,14 @@ class Guard:
         for packet in nflog.packets(data):
             name = self._names.get(packet.address, "")
             allowed = packet.prefix == rules.ALLOWED
-            self._record(event="connect", name=name, allowed=allowed, address=packet.address, port=packet.port, protocol=packet.protocol)
+            self._record(
+                event="connect",
+                name=name,
+                allowed=allowed,
+                address=packet.address,
+                port=packet.port,
+                protocol=packet.protocol,
+            )
             host = name or (f"[{packet.address}]" if ":" in packet.address else packet.address)
             what = f"{host}:{packet.port}" if packet.port else host
             what += "" if packet.protocol == "tcp" or not packet.port else f"/{packet.protocol}"
@@ -186,15 +207,22 @@ class Guard:
 
     def _record(self, **fields: Any) -> None:
         if self._file >= 0:
-            line = json.dumps({"time": round(time.time(), 3), **{key: value for key, value in fields.items() if value != ""}})
+            line = json.dumps(
+                {"time": round(time.time(), 3), **{key: value for key, value in fields.items() if value != ""}}
+            )
             os.write(self._file, line.encode() + b"\n")
 
     def summary(self) -> str:
         """Return what the user is told at the end."""
         if self._learn:
-            return "".join(["sbx: the sandbox reached:\n", *(f"  --net-allow {printable(what)}\n" for what in self._learnt)])
+            return "".join(
+                ["sbx: the sandbox reached:\n", *(f"  --net-allow {printable(what)}\n" for what in self._learnt)]
+            )
         shown = list(self._refused.items())[:_SHOWN]
-        lines = [f"sbx: refused {printable(what)}{f' ({count} times)' if count > 1 else ''}: not in --net-allow\n" for what, count in shown]
+        lines = [
+            f"sbx: refused {printable(what)}{f' ({count} times)' if count > 1 else ''}: not in --net-allow\n"
+            for what, count in shown
+        ]
         rest = len(self._refused) - len(shown)
         return "".join([*lines, f"sbx: refused {rest} more\n" if rest else ""])
 
@@ -202,4 +230,7 @@ class Guard:
 def _is_sane(address: str) -> bool:
     """Whether an answer may let `address` in: not what only a lying server would answer (clouds' metadata, our gateway)."""
     parsed = ipaddress.ip_address(address)
-    return not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast) and address not in names.OURS
+    return (
+        not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)
+        and address not in names.OURS
+    )

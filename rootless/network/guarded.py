@@ -69,7 +69,11 @@ class Guard(OutsideStep):
         # A name in the sandbox's /etc/hosts is never asked for: what it says there is allowed as it stands
         for line in self.hosts.splitlines():
             address, *known = line.split()
-            parsed += [rule._replace(name="", network=address) for rule in parsed if any(rule.covers(name.lower()) for name in known)]
+            parsed += [
+                rule._replace(name="", network=address)
+                for rule in parsed
+                if any(rule.covers(name.lower()) for name in known)
+            ]
         return {"rules": rules.to_settings(parsed), "everything": not self.network.allow or self.network.learn,
                 "learn": self.network.learn, "log": self.network.log, "servers": self.network.servers}  # fmt: skip
 

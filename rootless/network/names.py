@@ -63,6 +63,8 @@ def resolv_conf(network: Network, servers: list[str], domains: list[str], host: 
     servers = [check_address(address, "set resolver") for address in servers]
     if network.backend == "none":
         servers = []  # nobody could be asked: an address here would only be waited for
+    elif network.backend == "network":
+        servers = servers or network.servers  # the network's own, which knows its members
     elif network.guarded:
         servers = [GUARD]  # it asks whom --dns names
     elif not servers:

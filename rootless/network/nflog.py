@@ -26,7 +26,11 @@ class Packet(NamedTuple):
 def bind(link: socket.socket, group: int) -> None:
     """Subscribe to what is logged to `group`. Raises OSError."""
     copy = struct.pack("!IBx", 64, _COPY_PACKET)
-    for attribute in (_attribute(_CFG_CMD, bytes((_BIND,))), _attribute(_CFG_MODE, copy), _attribute(_CFG_QTHRESH, struct.pack("!I", 1))):
+    for attribute in (
+        _attribute(_CFG_CMD, bytes((_BIND,))),
+        _attribute(_CFG_MODE, copy),
+        _attribute(_CFG_QTHRESH, struct.pack("!I", 1)),
+    ):
         body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attribute
         link.send(struct.pack("=IHHII", 16 + len(body), _SUBSYSTEM << 8 | _CONFIG, 5, 1, 0) + body)  # REQUEST | ACK
         number = -struct.unpack_from("=i", link.recv(4096), 16)[0]

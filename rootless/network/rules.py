@@ -104,7 +104,10 @@ def script(rules: list[Rule], everything: bool) -> str:
             ("ports4", "ipv4_addr . inet_proto . inet_service"), ("ports6", "ipv6_addr . inet_proto . inet_service"),
         )
     ]  # fmt: skip
-    sets += [f"  set {name} {{ type {kind}; flags timeout; }}" for name, kind in (("any4", "ipv4_addr"), ("any6", "ipv6_addr"))]
+    sets += [
+        f"  set {name} {{ type {kind}; flags timeout; }}"
+        for name, kind in (("any4", "ipv4_addr"), ("any6", "ipv6_addr"))
+    ]
     return "\n".join([
         f"table {TABLE} {{",
         *sets,

@@ -71,7 +71,7 @@ def start(argv: list[str], folder: str) -> Helper:
     answer = os.read(ready, 1)
     os.close(ready)
     if not answer:
-        raise _failure(helper.finish())
+        raise failure(helper.finish())
     return helper
 
 
@@ -109,7 +109,7 @@ def _last_line(said: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _failure(said: str) -> SbxError:
+def failure(said: str) -> SbxError:
     """Return the error for a slirp4netns that ended before it was ready, with the cure that fits this host."""
     cause = _last_line(said) or "it ended without a word"
     for mark in ("unrecognized option", "invalid option", "unknown option"):

@@ -1,0 +1,74 @@
+"""Networks of several sandboxes: what is written down of them. Outside.
+
+    networks/NAME/config    subnets and kind (marshal, written and renamed)
+    networks/NAME/lock      held (flock(2)) while its keeper is looked for or started
+    networks/NAME/keeper    the keeper's socket, while sandboxes are in the network
+
+A network that nobody is in is its config alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+
+from rootless import paths
+from rootless.errors import SbxError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SOCKET = "keeper"
+_RESERVED = ("auto", "none", "host", "slirp4netns", "pasta", "bridge", "default", "sandbox", "private")
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def folder(name: str) -> str:
+    """Return the folder of the network `name`, which need not exist. Raises SbxError ``name-invalid``."""
+    if not name or set(name) - _NAME or not name[0].isalnum() or len(name) > 63 or name in _RESERVED:
+        raise SbxError("name-invalid", f"bad network name {printable(name)!r}: a name is letters, digits, '_', '.' and '-', "
+                       "at most 63, and not that of a back end")  # fmt: skip
+    return f"{paths.data()}/networks/{name}"
+
+
+def exists(name: str) -> bool:
+    """Whether there is a network `name`."""
+    return not set(name) - _NAME and name not in _RESERVED and os.path.exists(f"{paths.data()}/networks/{name}/config")
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return the config of the network `name`. Raises SbxError ``network-unknown``."""
+    try:
+        with open(folder(name) + "/config", "rb") as stream:
+            config = marshal.loads(stream.read())
+    except (OSError, ValueError, EOFError, TypeError):
+        raise SbxError("network-unknown", f"find network {printable(name)}: there is none of that name",
+                       f"make it with: sbx network create {printable(name)}, or see: sbx network ls") from None  # fmt: skip
+    assert isinstance(config, dict)
+    return config
+
+
+def names() -> list[str]:
+    """Return the names of the networks."""
+    try:
+        return sorted(name for name in os.listdir(f"{paths.data()}/networks") if exists(name))
+    except OSError:
+        return []
+
+
+class Lock:
+    """Hold the network's lock for a block; nobody else starts or ends its keeper meanwhile."""
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, name: str) -> None:
+        self._path = folder(name) + "/lock"
+
+    def __enter__(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
