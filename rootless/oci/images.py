@@ -264,27 +264,22 @@ def _unpack_all(
     work: Workspace, stored: Stored, idmap: IdMap, limits: Limits, progress: Callable[[str], None] | None
 ) -> tuple[list[str], list[str]]:
     """Have all layers of an image unpacked; return their boots, and the names of their folders, the top one first."""
+    pairs = list(zip(stored.manifest.layers, stored.config.diff_ids, strict=True))
+    keys = [layers.layer_key(diff_id, idmap) for diff_id in stored.config.diff_ids]
+    work.pin(*keys)
+    metas = {key: layers.read_meta(key) for key in keys}
+    jobs = {}
+    for (descriptor, diff_id), key in zip(pairs, keys, strict=True):
+        if metas[key] is None:
+            if progress and key not in jobs:
+                progress(diff_id)
+            jobs[key] = _unpacking(work, stored.reference, descriptor, diff_id, idmap, limits)
+    if jobs:
+        layers.ingest_all(list(jobs.values()))
     boots: list[str] = []
     folders: list[str] = []
-    pairs = list(zip(stored.manifest.layers, stored.config.diff_ids, strict=True))
-    for descriptor, diff_id in reversed(pairs):
-        key = layers.layer_key(diff_id, idmap)
-        work.pin(key)
-        meta = layers.read_meta(key)
-        if meta is None:
-            if progress:
-                progress(diff_id)
-            layers.ingest(
-                work,
-                _missing(stored.reference, descriptor),
-                idmap=idmap,
-                digest=descriptor.digest,
-                size=descriptor.size,
-                diff_id=diff_id,
-                media_type=descriptor.media_type,
-                limits=limits,
-            )
-            meta = layers.read_meta(key) or {}
+    for key in reversed(keys):
+        meta = metas[key] or layers.read_meta(key) or {}
         # overlayfs refuses a folder that stands twice in its list; the lower one had nothing to add
         if f"{key}/fs" not in folders:
             boots.append(meta.get("boot", ""))
@@ -292,6 +287,16 @@ def _unpack_all(
         if meta.get("opaque"):
             break  # it hides everything below, which overlayfs does not see at a layer's root
     return boots, folders
+
+
+def _unpacking(
+    work: Workspace, name: str, layer: Descriptor, diff_id: str, idmap: IdMap, limits: Limits
+) -> Callable[[], LayerInfo]:
+    """Return what unpacks one layer from its stored blob."""
+    return lambda: layers.ingest(
+        work, _missing(name, layer), idmap=idmap, digest=layer.digest, size=layer.size, diff_id=diff_id,
+        media_type=layer.media_type, limits=limits,
+    )  # fmt: skip
 
 
 def _missing(name: str, descriptor: Descriptor) -> layers.Open:

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import marshal
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,13 @@ from rootless.oci import codecs, inside, layout, manifest
 from rootless.oci import unpack as unpacker
 from rootless.oci.codecs import Read
 from rootless.oci.layout import Workspace
+from rootless.oci.manifest import Descriptor
 from rootless.oci.tar import CHUNK, DEFAULT, Limits
 from rootless.reference import check_digest
 from rootless.spec import IdMap
 
 INPUT = 256 << 10  #: bytes that are asked of a source at once
+AT_ONCE = 3  #: layers in the making at once: a core or two unpack while another waits for the disk
 _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
 #: errors that the bytes themselves may be to blame for; any other is the line's, the disk's or the user's
@@ -113,6 +115,27 @@ def ingest(
             return job.run(open_at, digest, size, diff_id, media_type, stored=there is not None)
         except OSError as error:
             raise layout.full(error, size or 0) from None
+
+
+def ingest_all(jobs: Sequence[Callable[[], LayerInfo]]) -> list[Descriptor]:
+    """Run `jobs`, each of which ingests one layer, several at once, and return their layers in the same order.
+
+    One job is done here, several by processes of their own.
+    """
+
+    def described(job: Callable[[], LayerInfo]) -> tuple[str, str, int]:
+        info = job()
+        return info.media_type, info.digest, info.size
+
+    if len(jobs) == 1:
+        return [Descriptor(*described(jobs[0]))]
+    from rootless.oci import workers
+
+    def in_worker(job: Callable[[], LayerInfo]) -> workers.Job:
+        return lambda report: described(job)
+
+    found = workers.run([in_worker(job) for job in jobs], AT_ONCE, lambda place, size: None, lambda place, result: None)
+    return [Descriptor(*result) for result in found]
 
 
 def open_blob(digest: str) -> Open:

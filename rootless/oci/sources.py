@@ -24,7 +24,7 @@ from rootless.errors import SbxError, printable
 from rootless.oci import images, layers, layout, manifest
 from rootless.oci.codecs import Read
 from rootless.oci.images import Stored
-from rootless.oci.layers import Open
+from rootless.oci.layers import LayerInfo, Open
 from rootless.oci.layout import Workspace
 from rootless.oci.manifest import DOCUMENT_LIMIT, Descriptor, Index, Manifest, Platform
 from rootless.oci.tar import DEFAULT, Limits
@@ -290,14 +290,17 @@ class _Layout:
         config = manifest.parse_config(config_data, f"the config of {names[0].familiar}")
         if len(config.diff_ids) != len(document.layers):
             raise manifest.invalid(what, f"it has {len(document.layers)} layers, its config {len(config.diff_ids)}")
-        for layer, diff_id in zip(document.layers, config.diff_ids, strict=True):
-            layers.ingest(
-                taking.work, self.blobs.opener(layer), idmap=taking.idmap, digest=layer.digest, size=layer.size,
-                diff_id=diff_id, media_type=layer.media_type, limits=taking.limits,
-            )  # fmt: skip
+        pairs = dict.fromkeys(zip(document.layers, config.diff_ids, strict=True))
+        layers.ingest_all([self._taking_layer(taking, layer, diff_id) for layer, diff_id in pairs])
         layout.put_blob(taking.work, config_data, document.config.media_type)
         stored = layout.put_blob(taking.work, data, document.media_type)
         return name_image(taking, stored, names)
+
+    def _taking_layer(self, taking: Taking, layer: Descriptor, diff_id: str) -> Callable[[], LayerInfo]:
+        return lambda: layers.ingest(
+            taking.work, self.blobs.opener(layer), idmap=taking.idmap, digest=layer.digest, size=layer.size,
+            diff_id=diff_id, media_type=layer.media_type, limits=taking.limits,
+        )  # fmt: skip
 
 
 def _name(entry: Descriptor) -> str:
@@ -415,12 +418,9 @@ def _take_docker_image(archive: Archive, entry: DockerEntry, taking: Taking, nam
         )
     if len(config.diff_ids) != len(entry.layers):
         raise manifest.invalid(what, f"it has {len(config.diff_ids)} layers, the archive {len(entry.layers)}")
-    parts = []
-    for name, diff_id in zip(entry.layers, config.diff_ids, strict=True):
-        info = layers.ingest(
-            taking.work, _opener(archive, name), idmap=taking.idmap, diff_id=diff_id, limits=taking.limits
-        )
-        parts.append(Descriptor(info.media_type, info.digest, info.size))
+    parts = layers.ingest_all(
+        [_taking_tar(archive, taking, *pair) for pair in zip(entry.layers, config.diff_ids, strict=True)]
+    )
     stored = layout.put_blob(taking.work, data, manifest.OCI_CONFIG)
     document = Manifest(manifest.OCI_MANIFEST, stored, parts)
     return name_image(taking, layout.put_blob(taking.work, document.encode(), manifest.OCI_MANIFEST), names)
@@ -432,8 +432,10 @@ def skip(read: Read, size: int) -> None:
         size -= len(data)
 
 
-def _opener(archive: Archive, name: str) -> Open:
-    return lambda offset: archive.open(name)
+def _taking_tar(archive: Archive, taking: Taking, name: str, diff_id: str) -> Callable[[], LayerInfo]:
+    return lambda: layers.ingest(
+        taking.work, lambda offset: archive.open(name), idmap=taking.idmap, diff_id=diff_id, limits=taking.limits
+    )
 
 
 def split_name(text: str) -> tuple[str, str]:
