@@ -11,6 +11,7 @@ from rootless import (
     errors,
     filters,
     idmap,
+    network,
     parent,
     paths,
     plan,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from rootless.accounting import Meter
     from rootless.joining import Peer
+    from rootless.network.bridge import Member
     from rootless.observe import Observed
     from rootless.parent import Sandbox
     from rootless.spec import IdMap, Image, SandboxSpec
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
     _prepare_process()
-    peer = None
-    if request.join or request.net.startswith("sandbox:"):
+    peer: Peer | Member | None = None
+    if network.is_shared(request.net):
+        peer = network.member(request.net)
+    elif request.join or request.net.startswith("sandbox:"):
         from rootless import joining  # few do
 
         peer = joining.peer(request)
@@ -139,7 +143,7 @@ def _folder_image(path: str) -> Image:
 
 
 def _spec(
-    request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | None = None
+    request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None
 ) -> SandboxSpec:
     """Return the spec, completed by what depends on this host: network, filter, whether /proc can be fresh."""
     wanted = build.sandbox(request, image, ids, name, identity, folder, peer)
