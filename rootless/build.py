@@ -74,7 +74,10 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
     )  # fmt: skip
     _protect(spec, request)
     network.check(spec)
-    spec.files = _files(spec, request, on_host, peer)
+    files = _files(spec, request, on_host, peer)
+    # What the user mounts there is what the user wants to see.
+    theirs = [mount.target for mount in mounts if mount.kind == "bind"]
+    spec.files = {path: text for path, text in files.items() if path not in theirs and "/etc" not in theirs}
     return spec
 
 

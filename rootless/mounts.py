@@ -414,7 +414,10 @@ class WriteFiles(Step):
         syscalls.move_mount(tree, point)
         os.close(point)
         for path, content in self.files.items():
-            self._show(tree, path, content, child)
+            try:
+                self._show(tree, path, content, child)
+            except OSError as error:
+                raise SbxError("image-unsuitable", f"write {path}: {error.strerror}") from None
         os.close(tree)
         syscalls.umount(place)
         os.rmdir(place)
@@ -438,6 +441,12 @@ class WriteFiles(Step):
             if kind == _LINK and self._is_read_only(parent):
                 path = os.path.join(folder, os.readlink(name, dir_fd=parent))
             elif kind != _FILE:
+                if syscalls.mount_id(parent) not in child.creatable:
+                    raise SbxError(
+                        "mount-point-missing",
+                        f"write {path}: it is no plain file, in your own folder that is mounted there",
+                        "mount that somewhere else",
+                    )
                 os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             pass
