@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 
 from rootless import child, plan, syscalls
-from rootless.errors import SbxError
+from rootless.errors import SbxError, StepError
 from rootless.spec import IdMap
-from rootless.steps import Child
+from rootless.steps import Child, Plan
 
 _START = threading.Lock()  #: from the making of pipes until the child has its own: no other child may inherit them
 _feeds: set[int] = (
@@ -25,7 +25,8 @@ _feeds: set[int] = (
 class Worker:
     """A child that works. `finish()` must be called; until then the child may be fed through `feed`."""
 
-    def __init__(self, pid: int, status: int, go: int, feed: int) -> None:
+    def __init__(self, work: Plan, pid: int, status: int, go: int, feed: int) -> None:
+        self._work = work
         self._pid = pid
         self._status = status
         self._go = go
@@ -51,7 +52,7 @@ class Worker:
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._pid = 0
         if said:
-            raise _failure(said)
+            raise _failure(said, self._work)
         if status:
             raise SbxError("internal", f"work in a user namespace: the child ended with {status}")
 
@@ -83,9 +84,9 @@ def start(idmap: IdMap, function: Callable[[int], None], root: str | None = None
             child.walk(work, Child(status_writer, go_reader))
         for fd in (reader, status_writer, go_reader):
             os.close(fd)
-    worker = Worker(pid, status_reader, go_writer, feed)
+    worker = Worker(work, pid, status_reader, go_writer, feed)
     try:
-        _await_ready(status_reader)
+        _await_ready(status_reader, work)
         for step in work.before_go:
             step.execute(pid)
         os.write(go_writer, b".")
@@ -105,7 +106,7 @@ def call(idmap: IdMap, function: Callable[[], None], root: str | None = None) ->
     start(idmap, lambda reader: function(), root).finish()
 
 
-def _await_ready(status: int) -> None:
+def _await_ready(status: int, work: Plan) -> None:
     """Return when the child has its user namespace; raises the SbxError it reports instead."""
     said = b""
     while not said.endswith(b"ready\n"):
@@ -114,13 +115,16 @@ def _await_ready(status: int) -> None:
         if not data or said.startswith(b"failed\0"):
             while data := os.read(status, 4096):
                 said += data
-            raise _failure(said)
+            raise _failure(said, work)
 
 
-def _failure(said: bytes) -> SbxError:
+def _failure(said: bytes, work: Plan) -> SbxError:
     """Return the error in a child's report: ``failed NUL index NUL errno NUL code NUL message NUL hint``."""
     fields = said.decode("utf-8", "surrogateescape").split("\0")
     if len(fields) < 6:
         return SbxError("internal", "work in a user namespace: the child ended without a word")
     code, message, hint = fields[3:6]
-    return SbxError(code or "namespace-failed", message if code else f"enter a user namespace: {message}", hint)
+    if code:
+        return SbxError(code, message, hint)
+    index = int(fields[1])
+    return StepError(work.inside[index].describe(), int(fields[2]), message, hint, index=index)
