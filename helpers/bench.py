@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,13 +170,9 @@ def launching_user(name: str) -> str:
 
 def environment(user: pwd.struct_passwd, scratch: Path) -> dict[str, str]:
     """Return the little that every launch gets."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "") if os.geteuid() else f"/run/user/{user.pw_uid}"
-    if not runtime or not os.path.isdir(runtime):
-        os.makedirs(runtime := f"/run/user/{user.pw_uid}", mode=0o700, exist_ok=True)
-        os.chown(runtime, user.pw_uid, user.pw_gid)
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": user.pw_dir,
-        "USER": user.pw_name, "XDG_RUNTIME_DIR": runtime, "SBX_HOME": str(scratch / "home"),
+        "USER": user.pw_name, "SBX_HOME": str(scratch / "home"),
     }  # fmt: skip
 
 
@@ -214,6 +211,9 @@ def own_cgroup(user: pwd.struct_passwd) -> Iterator[None]:
         yield
     finally:
         Path(f"{CGROUPS}{before}/cgroup.procs").write_text(str(os.getpid()))
+        (top / "cgroup.kill").write_text("1")  # what a peer may have left behind
+        while "populated 1" in (top / "cgroup.events").read_text():
+            time.sleep(0.01)
         for folder in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
             folder.rmdir()
         top.rmdir()

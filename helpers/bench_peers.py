@@ -12,9 +12,11 @@ the caller and its subordinate ids, have no capability beyond sbx's default set 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +39,9 @@ class World:
         self.rootfs = scratch / "rootfs"
         self.tarball = scratch / "rootfs.tar"
         self.compressed = scratch / "rootfs.tar.gz"
-        self.environment = environment
+        # podman keeps a process and its files there, which must not be mixed with those of the user's own
+        self.runtime = scratch / "run"
+        self.environment = environment | {"XDG_RUNTIME_DIR": str(self.runtime)}
         self.left_out: dict[str, str] = {}
 
     # ── what they run on ──────────────────────────────────────────────────────────────────────────────────────────
@@ -45,6 +49,7 @@ class World:
     def prepare(self) -> None:
         """Unpack the root filesystem."""
         self.rootfs.mkdir()
+        self.runtime.mkdir(mode=0o700)
         if alpine := alpine_tarball():
             shutil.copy(alpine, self.compressed)
             subprocess.run(["gzip", "-dk", self.compressed], check=True)
@@ -123,9 +128,8 @@ class World:
 
     def _podman(self) -> Command:
         # its folders' names may not be longer than 50 characters
-        runtime = f"{self.environment['XDG_RUNTIME_DIR']}/sbx-bench"
-        words = ["podman", "--root", str(self.scratch / "podman"), "--runroot", f"{runtime}-run"]
-        words += ["--tmpdir", f"{runtime}-tmp", "--storage-driver", "overlay"]
+        words = ["podman", "--root", str(self.scratch / "podman"), "--runroot", str(self.runtime / "r")]
+        words += ["--tmpdir", str(self.runtime / "t"), "--storage-driver", "overlay"]
         if self.try_out("podman", *words, "import", "-q", self.tarball, PODMAN_IMAGE):
             return [*words, "run", "--rm", "--network", "none", PODMAN_IMAGE, "true"]
         return ["false"]
@@ -179,8 +183,10 @@ class World:
             subprocess.run(
                 [sbx, "unshare", "rm", "-rf", *self.scratch.glob("home*")], env=self.environment, capture_output=True
             )
-        for folder in (self.scratch, *Path(self.environment["XDG_RUNTIME_DIR"]).glob("sbx-bench-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.runtime.rglob("pause.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def alpine_tarball() -> Path | None:

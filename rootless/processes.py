@@ -167,9 +167,7 @@ class StartProcess(Step):
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()
         if self.parent_removes:
-            if self.debris and os.fork() == 0:
-                _remove(self.debris)
-                os._exit(0)
+            _remove_apart(self.debris)
             # Together, and only if the parent can't: the first name is to be free at once, as below.
             cleaning = ["/bin/sh", "-c", 'mv "$1" "$2" && rm -rf "$2"', "sh", *self.remove[0]]
             init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
@@ -305,6 +303,17 @@ def _remove(folders: list[str]) -> None:
             trees.remove(folder)
         except SbxError:
             continue
+
+
+def _remove_apart(folders: list[str]) -> None:
+    """Delete `folders` in a process that nobody waits for, so that none is left as a zombie."""
+    if not folders:
+        return
+    if (pid := os.fork()) == 0:
+        if os.fork() == 0:
+            _remove(folders)
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def release_stdio() -> None:
