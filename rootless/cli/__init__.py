@@ -13,7 +13,19 @@ import typer
 
 from rootless import __version__
 
-GROUPS = ("hot", "sandboxes", "limits", "images", "archives", "system", "registry", "network", "host", "help")
+#: module → its commands: a command costs the import of its own module, and the signatures of its neighbours, no more
+GROUPS = {
+    "hot": "run shell exec",
+    "sandboxes": "ps kill stop inspect",
+    "limits": "update pause unpause stats top",
+    "images": "import images rmi tag history",
+    "archives": "save load export",
+    "system": "system image",
+    "registry": "pull push login logout",
+    "network": "port network",
+    "host": "unshare ns doctor",
+    "help": "help",
+}
 
 app = typer.Typer(
     name="sbx",
@@ -23,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+_registered: set[str] = set()
 
 
 def _show_version(asked: bool) -> None:
@@ -45,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Raises SbxError; usage errors are printed by Typer and return 125, as docker's do.
     """
-    build_app()
+    words = sys.argv[1:] if argv is None else argv
+    build_app(words[0] if words else "")
     try:
         status = app(argv, prog_name="sbx", standalone_mode=False)
     except typer.Exit as end:
@@ -66,9 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def build_app() -> typer.Typer:
-    """Return the app with all its commands registered."""
-    if not app.registered_commands:
-        for group in GROUPS:
+def build_app(command: str = "") -> typer.Typer:
+    """Return the app with at least `command` registered, or with all its commands if that is none of them."""
+    wanted = [group for group, commands in GROUPS.items() if command in commands.split()]
+    for group in wanted or GROUPS:
+        if group not in _registered:
             importlib.import_module(f"rootless.cli.{group}").register(app)
+            _registered.add(group)
     return app

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rootless.errors import SbxError
 
 BLOCK = 512
-CHUNK = 1 << 20
+CHUNK = 256 << 10  #: bytes that are asked for at once
 EXTENSIONS = 64  #: extension headers before one member
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, FOLDER, FIFO, VOLUME = b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"V"
 #: kinds whose header may claim a size and has no data all the same
