@@ -18,7 +18,7 @@ from rootless.spec import Image, Mount, Rootfs, SandboxSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless.joining import Peer
-    from rootless.network.bridge import Member
+    from rootless.networks.member import Member
     from rootless.options import Request
     from rootless.spec import IdMap
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rootless.options import Request
     from rootless.spec import SandboxSpec
+    from rootless.steps import OutsideStep
 
 SANDBOX = "sandbox:"
 POD = ("net", "ipc", "uts")  #: what --join shares unless --share says
@@ -42,6 +43,10 @@ class Peer:
         self.names = names
         self.outer, self.fds = open_namespaces(record, ["user", *names])
 
+    def steps(self, wanted: SandboxSpec) -> list[OutsideStep]:
+        """Return what the parent does to attach the network: nothing, it is."""
+        return []
+
     def close(self) -> None:
         """Let its namespaces go."""
         for fd in (self.outer, *self.fds.values()):
@@ -62,7 +67,8 @@ def peer(request: Request) -> Peer | None:
         names = dict.fromkeys(shared, request.join)
     if request.net.startswith(SANDBOX):
         if names and request.net[len(SANDBOX) :] != request.join:
-            raise SbxError("join-conflict", f"join sandboxes {printable(request.join)} and {printable(request.net[len(SANDBOX):])}: "
+            other = printable(request.net[len(SANDBOX) :])
+            raise SbxError("join-conflict", f"join sandboxes {printable(request.join)} and {other}: "
                            "one sandbox has one user namespace", "join one")  # fmt: skip
         names["net"] = request.net[len(SANDBOX) :]
     if not names:

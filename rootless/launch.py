@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from rootless.accounting import Meter
     from rootless.joining import Peer
-    from rootless.network.bridge import Member
+    from rootless.networks.member import Member
     from rootless.observe import Observed
     from rootless.parent import Sandbox
     from rootless.spec import IdMap, Image, SandboxSpec
@@ -48,7 +48,9 @@ def run(request: Request) -> int:
     _prepare_process()
     peer: Peer | Member | None = None
     if network.is_shared(request.net):
-        peer = network.member(request.net)
+        from rootless.networks import member
+
+        peer = member.Member(request.net)
     elif request.join or request.net.startswith("sandbox:"):
         from rootless import joining  # few do
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rootless.joining import Peer
-    from rootless.network.bridge import Member
+    from rootless.networks.member import Member
     from rootless.spec import IdMap, SandboxSpec
 
 _SECURE = m.NOSUID | m.NODEV | m.NOEXEC

@@ -78,8 +78,9 @@ def test_groups_of_the_caller_stay_out(sbx: Sbx, rootfs: Path) -> None:
 
 
 def test_the_second_outlives_the_first(sbx: Sbx, rootfs: Path) -> None:
-    with running(sbx, rootfs, "--net", "none", "--name", "first") as first:
-        with running(
+    with (
+        running(sbx, rootfs, "--net", "none", "--name", "first") as first,
+        running(
             sbx,
             rootfs,
             "--join",
@@ -87,9 +88,10 @@ def test_the_second_outlives_the_first(sbx: Sbx, rootfs: Path) -> None:
             "--name",
             "second",
             command="echo up; read line; ip -o addr show lo | grep -q 127.0.0.1 && echo $line",
-        ) as second:
-            first.communicate(timeout=20)
-            out, _ = second.communicate(b"alive\n", timeout=20)
+        ) as second,
+    ):
+        first.communicate(timeout=20)
+        out, _ = second.communicate(b"alive\n", timeout=20)
     assert (out, second.returncode) == (b"alive\n", 0)
 
 
@@ -99,7 +101,7 @@ def test_capabilities_over_a_guarded_network(sbx: Sbx, rootfs: Path) -> None:
     with running(sbx, rootfs, "--net-allow", "good.example", "--name", "first"):
         done = sbx("run", "--net", "sandbox:first", "--cap-add", "NET_ADMIN", "--rootfs", rootfs, "true")
     assert done.status == 125
-    assert "would let the command around the rules" in done.stderr
+    assert "would let it around the rules" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -204,8 +204,9 @@ def test_words_for_ports(text: str, shown: list[str]) -> None:
     assert [ports.show(port) for port in ports.parse(text)] == shown
 
 
-@pytest.mark.parametrize("text", ["", ":", "0", "65536", "8080:0", "a:80", "-1:80", "8000-8002:80-81", "82-80", "1.2.3:1:80", "80/sctp",
-                                  "80/", "¹:80", "1:2:3:4", "localhost:1:80", "8" * 5000, "80-", "[::1]]:80:80:80"])  # fmt: skip
+@pytest.mark.parametrize("text", ["", ":", "0", "65536", "8080:0", "a:80", "-1:80", "8000-8002:80-81", "82-80",
+                                  "1.2.3:1:80", "80/sctp", "80/", "¹:80", "1:2:3:4", "localhost:1:80", "8" * 5000,
+                                  "80-", "[::1]]:80:80:80"])  # fmt: skip
 def test_words_that_are_none(text: str) -> None:
     with pytest.raises(SbxError, match="publish"):
         ports.parse(text)

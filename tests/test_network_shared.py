@@ -116,10 +116,11 @@ def test_the_way_out_and_the_hosts_resolver(tmp_path: Path, rootfs: Path) -> Non
     home.mkdir()
     sbx = Sbx(home)
     quiet = "2>/dev/null"  # one id alone is mapped there, as it says
+    inside = "nc -w5 good.example 80; nc -w5 203.0.113.9 443; cat /proc/self/setgroups"
     script = f"""
         sbx() {{ {" ".join(COMMAND)} "$@"; }}
         sbx network create out
-        sbx run --net out --rootfs {rootfs} sh -c 'nc -w5 good.example 80; nc -w5 203.0.113.9 443; cat /proc/self/setgroups' {quiet}
+        sbx run --net out --rootfs {rootfs} sh -c '{inside}' {quiet}
     """
     words = ["unshare", "-Urnm", sys.executable, network_world.__file__, tmp_path / "resolv.conf", "sh", "-c", script]
     with nothing_left(home):

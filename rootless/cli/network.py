@@ -14,7 +14,8 @@ import typer
 from rootless import paths, spec, state
 from rootless.cli import output
 from rootless.errors import SbxError
-from rootless.network import bridge, names, ports, records, resident, slirp4netns
+from rootless.network import names, ports, records, resident, slirp4netns
+from rootless.networks import member
 from rootless.spec import Port, SandboxSpec
 
 
@@ -83,7 +84,7 @@ def _published(wanted: SandboxSpec) -> list[tuple[str, int, Port]]:
 
 def _add(record: dict[str, Any], wanted: SandboxSpec, asked: Port) -> Port:
     if "net" not in wanted.namespaces:
-        raise SbxError("network-conflict", f"publish ports of sandbox {record['name']}: it has no net namespace of its own",
+        raise SbxError("network-conflict", f"publish ports of sandbox {record['name']}: its network is not its own",
                        "with --net host its ports are the host's already")  # fmt: skip
     if ports.by_slirp4netns(wanted.network, asked):
         return ports.publish(wanted.folder, slirp4netns.SOCKET, asked, names.OWN)
@@ -112,7 +113,7 @@ def _start_forwarder(record: dict[str, Any], wanted: SandboxSpec) -> None:
 
 
 def _remove(wanted: SandboxSpec, text: str) -> None:
-    """Stop publishing the host port that `text` names; with a sandbox's port after it, as for --add, that is ignored."""
+    """Stop publishing the host port that `text` names; a sandbox's port after it, as for --add, is ignored."""
     body, _, protocol = text.partition("/")
     parts = body.rpartition(":")[0] if body.rpartition(":")[0].rpartition(":")[0] else body
     address, _, number = parts.rpartition(":")
@@ -185,7 +186,7 @@ def rm(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_def
     for name in networks:
         records.read(name)
         with records.Lock(name):
-            if inside := bridge.members(name):
+            if inside := member.members(name):
                 raise SbxError(
                     "network-busy", f"remove network {name}: {inside[0]['name']} is in it", "stop its sandboxes first"
                 )
@@ -194,7 +195,7 @@ def rm(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_def
 
 
 def _details(name: str) -> dict[str, Any]:
-    return {"name": name, **records.read(name), "members": bridge.members(name)}
+    return {"name": name, **records.read(name), "members": member.members(name)}
 
 
 def _taken() -> list[ipaddress.IPv4Network]:

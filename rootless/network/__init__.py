@@ -17,7 +17,7 @@ from rootless.spec import Network
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless.joining import Peer
-    from rootless.network.bridge import Member
+    from rootless.networks.member import Member
     from rootless.options import Request
     from rootless.spec import SandboxSpec
     from rootless.steps import OutsideStep, Step
@@ -60,7 +60,7 @@ def wanted(request: Request) -> tuple[Network, str]:
         from rootless.network import ports
 
         if name == "host":
-            raise SbxError("network-conflict", "publish ports with --net host: the command's ports are the host's already",
+            raise SbxError("network-conflict", "publish with --net host: the command's ports are the host's already",
                            "leave --publish out")  # fmt: skip
         network.ports = [port for text in request.publish for port in ports.parse(text)]
     if name == "host" and request.net_allow and not (request.net_learn or request.net_log):
@@ -79,8 +79,8 @@ def _shared(request: Request) -> Network:
     from rootless.network import ports, records
 
     if request.host_loopback or request.net_allow or request.net_learn or request.net_log or request.join:
-        raise SbxError("network-conflict", f"guard or join in network {request.net}: a network of several sandboxes has no guard, and "
-                       "reaches no host's loopback")  # fmt: skip
+        raise SbxError("network-conflict", f"guard or join in network {request.net}: a network of several "
+                       "sandboxes has no guard, and reaches no host's loopback")  # fmt: skip
     first = records.read(request.net)["subnet"].rpartition(".")[0]
     return Network(backend="network", peer=request.net, servers=[f"{first}.1"],
                    ports=[port for text in request.publish for port in ports.parse(text)])  # fmt: skip
@@ -95,18 +95,12 @@ def is_shared(name: str) -> bool:
     return records.exists(name)
 
 
-def member(name: str) -> Member:
-    """Return a membership in the network `name`, whose keeper runs from now on."""
-    from rootless.network import bridge
-
-    return bridge.Member(name)
-
-
 def check(spec: SandboxSpec) -> None:
     """Raise SbxError where the network of `spec` and its privileges contradict each other."""
     if spec.network.tcp_ports and not spec.landlock:
-        raise SbxError("network-conflict", "allow TCP ports with --net host: Landlock, which does it, needs no_new_privs "
-                       "and forbids mounts", "leave out --nested, --privileged and --allow-new-privs")  # fmt: skip
+        raise SbxError("network-conflict", "allow TCP ports with --net host: Landlock, which does it, needs "
+                       "no_new_privs and forbids mounts",
+                       "leave out --nested, --privileged and --allow-new-privs")  # fmt: skip
     if spec.network.guarded:
         from rootless.network import guarded
 
@@ -154,9 +148,7 @@ def steps(spec: SandboxSpec, peer: Peer | Member | None = None) -> list[OutsideS
 
         acts += guarded.steps(spec)
     if spec.network.backend == "network":
-        from rootless.network import bridge
-
-        acts += bridge.steps(spec, peer)  # type: ignore[arg-type]
+        acts += peer.steps(spec) if peer else []
     else:
         acts += BACKENDS[spec.network.backend](spec)
     if spec.network.ports:
@@ -177,5 +169,5 @@ def inside(spec: SandboxSpec) -> list[Step]:
 
 def sysctls(network: Network) -> dict[str, str]:
     """Return the kernel settings that the back end needs in the sandbox's net namespace."""
-    # The address is ours to set: there at once, the same in every sandbox, no router's word and no duplicate to wait for.
+    # The address is ours to set: there at once, with no router and no duplicate to wait for.
     return {"net.ipv6.conf.default.accept_ra": "0", "net.ipv6.conf.default.accept_dad": "0"} if network.ipv6 else {}

@@ -39,10 +39,14 @@ def serve(settings: dict[str, Any]) -> None:
         with client:
             client.settimeout(5)
             try:
-                request = b"".join(iter(lambda: client.recv(65536), b""))
+                request = _all(client)
                 client.sendall(json.dumps(table.answer(json.loads(request))).encode() + b"\n")
             except (OSError, ValueError):
                 continue
+
+
+def _all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 class Table:

@@ -228,7 +228,7 @@ class Guard:
 
 
 def _is_sane(address: str) -> bool:
-    """Whether an answer may let `address` in: not what only a lying server would answer (clouds' metadata, our gateway)."""
+    """Whether an answer may let `address` in: not what only a liar would answer (clouds' metadata, our gateway)."""
     parsed = ipaddress.ip_address(address)
     return (
         not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)

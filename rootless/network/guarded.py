@@ -26,8 +26,9 @@ def fill_in(network: Network, request: Request) -> None:
     for text in request.net_allow:
         rules.parse(text)
     if network.backend in ("host", "none"):
-        raise SbxError("network-conflict", f"guard the network with --net {network.backend}: " + (
-            "the host's own cannot be" if network.backend == "host" else "there is none"), "use --net slirp4netns")  # fmt: skip
+        why = "the host's own cannot be" if network.backend == "host" else "there is none"
+        raise SbxError("network-conflict", f"guard the network with --net {network.backend}: {why}",
+                       "use --net slirp4netns")  # fmt: skip
     network.guarded = True
     network.allow, network.learn = request.net_allow, request.net_learn
     network.log = os.path.abspath(request.net_log) if request.net_log else ""
@@ -37,7 +38,7 @@ def fill_in(network: Network, request: Request) -> None:
 def check_capabilities(capabilities: int) -> None:
     """Raise SbxError unless a command with `capabilities` is held by the rules."""
     if capabilities & (_NET_ADMIN | _NET_RAW):
-        raise SbxError("network-conflict", "guard the network: NET_ADMIN or NET_RAW would let the command around the rules",
+        raise SbxError("network-conflict", "guard the network: NET_ADMIN or NET_RAW would let it around the rules",
                        "leave --net-allow out, or --privileged and --cap-add NET_ADMIN or NET_RAW")  # fmt: skip
 
 

@@ -52,8 +52,11 @@ def _range(text: str, whole: str) -> tuple[int, int]:
 
 
 def _invalid(text: str) -> SbxError:
-    return SbxError("port-invalid", f"publish {printable(text)!r}: it is [[IP:]HOST:]SANDBOX[/tcp|udp], with ports or ranges of ports "
-                    "from 1 to 65535", "as in 8080:80, 127.0.0.1:8000-8009:80-89/tcp, 0:80 (any free port)")  # fmt: skip
+    return SbxError(
+        "port-invalid",
+        f"publish {printable(text)!r}: it is [[IP:]HOST:]SANDBOX[/tcp|udp], ports or ranges of them from 1 to 65535",
+        "as in 8080:80, 127.0.0.1:8000-8009:80-89/tcp, 0:80 (any free port)",
+    )
 
 
 def show(port: Port) -> str:
@@ -74,7 +77,8 @@ def publish(folder: str, socket: str, port: Port, guest: str) -> Port:
     """
     for _ in range(8):
         chosen = Port(**{**port.fields(), "host": free(port)})
-        where = f'"host_addr": "{chosen.address}", "host_port": {chosen.host}, "guest_addr": "{guest}", "guest_port": {chosen.inside}'
+        where = f'"host_addr": "{chosen.address}", "host_port": {chosen.host}, "guest_addr": "{guest}"'
+        where += f', "guest_port": {chosen.inside}'
         answer = ask(
             folder, socket, f'{{"execute": "add_hostfwd", "arguments": {{"proto": "{chosen.protocol}", {where}}}}}'
         )
@@ -114,8 +118,8 @@ def refusal(port: Port, errno: int) -> SbxError:
             "port-taken", f"{act}: the port is taken on the host", "choose another one, or 0 for any that is free"
         )
     if errno == EACCES:
-        return SbxError("port-privileged", f"{act}: low ports are root's on this host",
-                        f"choose 1024 or above, or as root: sysctl net.ipv4.ip_unprivileged_port_start={port.host}")  # fmt: skip
+        cure = f"choose a higher one, or as root: sysctl net.ipv4.ip_unprivileged_port_start={port.host}"
+        return SbxError("port-privileged", f"{act}: low ports are root's on this host", cure)
     if errno == EADDRNOTAVAIL:
         return SbxError("address-unknown", f"{act}: the host has no such address", "see: ip addr")
     return SbxError("port-failed", f"{act}: {os.strerror(errno)}")

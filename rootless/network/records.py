@@ -28,8 +28,8 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 def folder(name: str) -> str:
     """Return the folder of the network `name`, which need not exist. Raises SbxError ``name-invalid``."""
     if not name or set(name) - _NAME or not name[0].isalnum() or len(name) > 63 or name in _RESERVED:
-        raise SbxError("name-invalid", f"bad network name {printable(name)!r}: a name is letters, digits, '_', '.' and '-', "
-                       "at most 63, and not that of a back end")  # fmt: skip
+        raise SbxError("name-invalid", f"bad network name {printable(name)!r}: it is letters, digits, '_', '.' and "
+                       "'-', at most 63, and not that of a back end")  # fmt: skip
     return f"{paths.data()}/networks/{name}"
 
 
@@ -45,7 +45,7 @@ def read(name: str) -> dict[str, Any]:
             config = marshal.loads(stream.read())
     except (OSError, ValueError, EOFError, TypeError):
         raise SbxError("network-unknown", f"find network {printable(name)}: there is none of that name",
-                       f"make it with: sbx network create {printable(name)}, or see: sbx network ls") from None  # fmt: skip
+                       f"make it: sbx network create {printable(name)}; or see: sbx network ls") from None  # fmt: skip
     assert isinstance(config, dict)
     return config
 

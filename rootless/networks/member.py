@@ -27,7 +27,7 @@ _TRIES = 5
 
 
 class Member:
-    """A sandbox to be, with its connection to the keeper. To the plan it is a peer of whom nothing but `outer` is joined."""
+    """A sandbox to be, with its connection to the keeper: to the plan a peer of whom `outer` alone is joined."""
 
     def __init__(self, name: str) -> None:
         self.config = records.read(name)
@@ -37,6 +37,10 @@ class Member:
         self.link, self.outer = _connect(name)
         answer = _ask(self.link, {"act": "idmap"})
         self.spec = spec.SandboxSpec(idmap=spec.unpack(answer["idmap"]), nested_users=True)
+
+    def steps(self, wanted: SandboxSpec) -> list[OutsideStep]:
+        """Return what the parent does to join the sandbox's net namespace to the network."""
+        return [Join(wanted.name, self)]
 
     def close(self) -> None:
         """Leave."""
@@ -74,7 +78,7 @@ def _start(name: str) -> None:
     from rootless import paths
 
     paths.allow_packages()
-    from rootless.network import keeper
+    from rootless.networks import keeper
 
     ids, _ = idmap.for_caller("")
     keeper.start(name, ids)
@@ -154,8 +158,3 @@ class Membership(Watched):
     def lost(self) -> str:
         self()
         return f"the network {self._member.network} is gone: its keeper ended before the sandbox"
-
-
-def steps(wanted: SandboxSpec, member: Member) -> list[OutsideStep]:
-    """Return the parent's step."""
-    return [Join(wanted.name, member)]

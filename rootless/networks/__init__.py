@@ -1,0 +1,1 @@
+"""Networks of several sandboxes, and how one becomes a member. Outside."""
