@@ -14,7 +14,7 @@ from pathlib import Path
 
 import needs
 import pytest
-from conftest import Sbx
+from conftest import COMMAND, Sbx
 
 from rootless.network import names
 from rootless.spec import Network
@@ -335,3 +335,15 @@ def test_a_talkative_helper_is_not_stalled(sbx: Sbx, rootfs: Path, tmp_path: Pat
     with sbx.start("run", "--net", "slirp4netns", "--rootfs", rootfs, "sh", "-c", "cat", env=env) as process:
         assert until((tmp_path / "finished").exists)
         process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("backend", USER_MODE)
+def test_no_tun_device(sbx: Sbx, rootfs: Path, backend: str) -> None:
+    """In a mount namespace of the test's own, where something else lies over it."""
+    words = ["run", "--net", backend, "--idmap", "single", "--rootfs", str(rootfs), "true"]
+    script = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
+    command = ["unshare", "-Urm", "sh", "-c", script, "sh", *COMMAND, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=sbx.env)
+    assert done.returncode == 125, done
+    assert f"sbx: attach {backend}: " in done.stderr
+    assert "hint: /dev/net/tun is not the tun device" in done.stderr

@@ -125,6 +125,8 @@ def tun_hint() -> str:
     """Return what is wrong with /dev/net/tun and how to mend it, or ""."""
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        if os.stat("/dev/net/tun").st_rdev != os.makedev(10, 200):
+            return "/dev/net/tun is not the tun device: as root, mknod it as character device 10 200; or use --net none"
     except FileNotFoundError:
         return "/dev/net/tun is missing: as root, modprobe tun; or use --net none"
     except OSError as error:
