@@ -245,8 +245,8 @@ class Confine(Step):
 
     def execute(self, child: Child) -> None:
         version = syscalls.landlock_version()
-        if not version:
-            return
+        if version < 2:
+            return  # the first version denies links and renames between folders, which unpacking and removing need
         rights = _landlock_rights(version)
         ruleset = syscalls.landlock_create_ruleset([rights])
         for folder in self.folders:

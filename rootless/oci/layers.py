@@ -104,7 +104,7 @@ def ingest(
             work.pin(key)
         there = layout.blob_size(digest) if digest else None
         if there is not None and size is not None and there != size:
-            raise SbxError("size-mismatch", f"read layer {digest}: {there} bytes, not {size}")
+            there = None  # damaged, or announced wrongly: either way it has to come again
         unpacked = bool(key) and read_meta(key) is not None
         if there is not None and diff_id and (unpacked or not idmap):
             return LayerInfo(digest, there, diff_id, media_type, key, fresh=False)
@@ -398,7 +398,8 @@ class _Tap:
             )
         self.digest = f"sha256:{self.hasher.hexdigest()}"
         if self.expected and self.digest != self.expected:
-            raise SbxError("digest-mismatch", f"read layer {self.expected}: its digest is {self.digest}")
+            hint = "sbx system check --repair removes what is damaged" if self.stored else ""
+            raise SbxError("digest-mismatch", f"read layer {self.expected}: its digest is {self.digest}", hint)
         if self.file >= 0:
             os.fsync(self.file)
 

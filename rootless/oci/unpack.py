@@ -373,6 +373,10 @@ class _Unpacker:
         """Hide `name` of the layers below. What this layer itself has of that name stays, whatever the order."""
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=folder)
+        except PermissionError as error:
+            raise SbxError(
+                "whiteout-refused", f"unpack {self.shown()}: make a whiteout: {error.strerror}", "that needs Linux 5.8"
+            ) from None
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 self.hide_lower(name, folder)
@@ -382,6 +386,14 @@ class _Unpacker:
         fd = os.open(name, _FOLDER, dir_fd=folder)
         try:
             os.setxattr(fd, OPAQUE, b"y")
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise SbxError(
+                "xattrs-unsupported",
+                f"unpack {self.shown()}: make a folder opaque: the filesystem has no user attributes",
+                "set SBX_HOME to a folder on another filesystem (ext4, xfs, btrfs; tmpfs since Linux 6.6)",
+            ) from None
         finally:
             os.close(fd)
 
