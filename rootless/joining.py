@@ -73,7 +73,11 @@ def peer(request: Request) -> Peer | None:
         names["net"] = request.net[len(SANDBOX) :]
     if not names:
         return None
-    return Peer(next(iter(names.values())), state.namespaces_in_order(list(names)))
+    found = Peer(next(iter(names.values())), state.namespaces_in_order(list(names)))
+    if request.idmap not in ("", found.spec.idmap.mode):
+        raise SbxError("join-conflict", f"join sandbox {found.name} with --idmap {printable(request.idmap)}: "
+                       f"its ids are mapped by {found.spec.idmap.mode}, and they are shared", "leave --idmap out")  # fmt: skip
+    return found
 
 
 def open_namespaces(record: dict[str, Any], names: list[str]) -> tuple[int, dict[str, int]]:

@@ -55,6 +55,12 @@ class Running:
         self.output = output
         self.status = 0
 
+    def leave(self) -> None:
+        """Let the program end on its own; it has been told to. Its exit is collected by the next spawn()."""
+        os.close(self.output)
+        _left.append(self.pid)
+        _collect()
+
     def finish(self, most: int = 2000) -> str:
         """Wait for the program to end and return what it said on stderr, the first `most` bytes of it."""
         said = b"".join(iter(lambda: os.read(self.output, 4096), b""))
@@ -63,12 +69,28 @@ class Running:
         return said[:most].decode("utf-8", "replace")
 
 
+#: Ids of programs that were left
+_left: list[int] = []
+
+
+def _collect() -> None:
+    """Collect the exits of the programs that were left."""
+    for pid in list(_left):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0]
+        except ChildProcessError:
+            ended = pid  # somebody else was faster
+        if ended:
+            _left.remove(pid)
+
+
 def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/") -> Running:
     """Start `argv` (its first word is looked up) in `folder`, with /dev/null as stdin and stdout and its stderr kept.
 
     `keep` maps a descriptor in the new program to one of ours. Raises SbxError ``program-missing``.
     """
     path = require(argv[0])
+    _collect()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writer, False)  # nobody reads while it runs: what is too much is lost, and the program never waits
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)

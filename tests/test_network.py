@@ -43,17 +43,21 @@ def server(family: socket.AddressFamily, address: str) -> Iterator[int]:
                 connection.sendall(b"hello\n")
                 connection.close()
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def helpers(name: str) -> set[int]:
-    """Return the ids of the running helper programs `name`."""
+    """Return the ids of the running programs `name`, or of interpreters that run it."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().split(b"\0")[0].endswith(name.encode()):
+            if any(word.endswith(name.encode()) for word in path.read_bytes().split(b"\0")[:5]):
                 found.add(int(path.parent.name))
         except OSError:
             continue

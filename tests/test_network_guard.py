@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from conftest import COMMAND, Sbx, nothing_left
 from hypothesis import given
 from hypothesis import strategies as st
+from test_network import helpers, running
 
 from rootless.errors import SbxError
 from rootless.network import dns, rules
@@ -191,6 +194,23 @@ def test_a_resolver_that_changes_is_followed(world: World, option: list[str]) ->
     words = [*option, "-v", f"{world.folder}:{world.folder}"]
     done = world(*words, command=change + wait, before=f"echo nameserver 127.0.0.9 >{resolv}")
     assert "198.51.100.1" in done.stdout
+
+
+def test_without_its_guard_a_sandbox_reaches_nothing_new(sbx: Sbx, rootfs: Path) -> None:
+    """Whoever kills the guard does not open the door: the rules are the kernel's."""
+    for mark in in_world:
+        needs.enforce(mark.args[0]())
+    command = "echo up; read line; nc -w2 192.0.2.1 80 2>&1; nslookup good.example; true"
+    before = helpers("serve.py")
+    with running(sbx, rootfs, "--net-allow", "good.example", command=command) as process:
+        guards = helpers("serve.py") - before
+        for guard in guards:
+            os.kill(guard, signal.SIGKILL)
+        assert process.stderr
+        assert process.stderr.readline() == b"sbx: the network's guard ended before the sandbox\n"
+        out, _ = process.communicate(b"go\n", timeout=30)
+    assert b"onnection refused" in out
+    assert b"Address: 1" not in out.replace(b"Address:\t127.0.0.53", b"")
 
 
 def test_metadata_services_are_not_let_in_by_a_name(world: World, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_capabilities_over_a_guarded_network(sbx: Sbx, rootfs: Path) -> None:
             ["--join", "first", "--net", "sandbox:other"],
             "join sandboxes first and other: one sandbox has one user namespace",
         ),
+        (["--join", "first", "--idmap", "keep"], "and they are shared"),
         (["--net", "sandbox:first", "-p", "80"], "that is for the one that it belongs to"),
         (["--join", "hosted", "--share", "net"], "join the net namespace of sandbox hosted: it has none of its own"),
     ],

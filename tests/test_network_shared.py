@@ -91,7 +91,7 @@ def test_internal_has_no_way_out(sbx: Sbx, rootfs: Path) -> None:
     before = helpers("slirp4netns")
     sbx.ok("network", "create", "inner", "--internal")
     with running(sbx, rootfs, "--net", "inner", "--name", "web", command=SERVER):
-        assert helpers("slirp4netns") == before
+        assert not helpers("slirp4netns") - before
         said = sbx.ok(
             "run", "--net", "inner", "--rootfs", rootfs, "sh", "-c", "ip route; nslookup outside.example; nc -w5 web 80"
         )

@@ -81,6 +81,9 @@ def _shared(request: Request) -> Network:
     if request.host_loopback or request.net_allow or request.net_learn or request.net_log or request.join:
         raise SbxError("network-conflict", f"guard or join in network {request.net}: a network of several "
                        "sandboxes has no guard, and reaches no host's loopback")  # fmt: skip
+    if request.idmap:
+        raise SbxError("network-conflict", f"join network {request.net} with --idmap: all in it have the same ids",
+                       "leave --idmap out")  # fmt: skip
     first = records.read(request.net)["subnet"].rpartition(".")[0]
     return Network(backend="network", peer=request.net, servers=[f"{first}.1"],
                    ports=[port for text in request.publish for port in ports.parse(text)])  # fmt: skip
