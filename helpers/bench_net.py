@@ -57,8 +57,9 @@ def helper_alone(backend: str) -> Iterator[Runner]:
         words = ["slirp4netns", "--configure", "--mtu=65520", "--enable-sandbox", "--enable-seccomp", "--ready-fd",
                  str(says_ready), "--userns-path", f"/proc/{holder.pid}/ns/user", str(holder.pid), "tap0"]  # fmt: skip
     else:
-        words = ["pasta", "--foreground", "--quiet", "--config-net", "--ns-ifname", "tap0", "-a", "10.0.2.100", "-n", "24",
-                 "-g", GATEWAY, "--ipv4-only", "-t", "none", "-u", "none", "-T", "none", "-U", "none", str(holder.pid)]  # fmt: skip
+        words = ["pasta", "--foreground", "--quiet", "--config-net", "--ns-ifname", "tap0", "-a", "10.0.2.100", "-n",
+                 "24", "-g", GATEWAY, "--ipv4-only", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
+                 str(holder.pid)]  # fmt: skip
     helper = subprocess.Popen(words, pass_fds=[says_ready], stderr=subprocess.DEVNULL)
     os.close(says_ready)
     enter = ["nsenter", "-t", str(holder.pid), "-U", "-n", "--preserve-credentials"]

@@ -76,7 +76,8 @@ def peer(request: Request) -> Peer | None:
     found = Peer(next(iter(names.values())), state.namespaces_in_order(list(names)))
     if request.idmap not in ("", found.spec.idmap.mode):
         raise SbxError("join-conflict", f"join sandbox {found.name} with --idmap {printable(request.idmap)}: "
-                       f"its ids are mapped by {found.spec.idmap.mode}, and they are shared", "leave --idmap out")  # fmt: skip
+                       f"its ids are mapped by {found.spec.idmap.mode}, and they are shared",
+                       "leave --idmap out")  # fmt: skip
     return found
 
 
