@@ -74,7 +74,9 @@ class Platform:
         parts = text.lower().split("/")
         if len(parts) == 1:
             parts.insert(0, "linux")
-        if not 2 <= len(parts) <= 3 or not all(part.replace(".", "").replace("-", "").isalnum() for part in parts):
+        if not 2 <= len(parts) <= 3 or not all(
+            part.isascii() and part.translate(_PUNCTUATION).isalnum() for part in parts
+        ):
             raise SbxError(
                 "platform-invalid", f"bad platform {printable(text)!r}", "write it as linux/amd64 or linux/arm64/v8"
             )
@@ -96,6 +98,8 @@ class Platform:
         return (self.variant or default) == (wanted.variant or default) or not wanted.variant or not self.variant
 
 
+#: what may stand in the parts of a platform, besides letters and digits
+_PUNCTUATION = {ord(char): None for char in "._-"}
 _ARCHITECTURES = {
     "x86_64": "amd64",
     "x86-64": "amd64",
