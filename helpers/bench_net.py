@@ -106,9 +106,10 @@ def connections(run: Runner, count: int) -> float:
         listener.listen(64)
 
         def serve() -> None:
-            for _ in range(count):
-                with listener.accept()[0] as link:
-                    link.send(b".")
+            with contextlib.suppress(OSError):  # closed, because the other side gave up
+                for _ in range(count):
+                    with listener.accept()[0] as link:
+                        link.send(b".")
 
         threading.Thread(target=serve, daemon=True).start()
         port = str(listener.getsockname()[1])
@@ -127,7 +128,9 @@ def launch(backend: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=3, help="of each iperf3 run")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turn")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often each is measured, in turn; the best one counts"
+    )
     parser.add_argument("--connections", type=int, default=500)
     words = parser.parse_args()
     if not shutil.which("iperf3"):
@@ -142,7 +145,9 @@ def main() -> None:
             }
             for what, measure in measures.items():
                 pairs = [(measure(alone), measure(inside_sbx(backend))) for _ in range(words.rounds)]
-                theirs, ours = (statistics.median(values) for values in zip(*pairs, strict=True))
+                theirs, ours = (
+                    max(values) for values in zip(*pairs, strict=True)
+                )  # the round that no other work disturbed
                 ratio = f"{ours / theirs:.2f}" if theirs else "stalls"
                 print(f"{backend:12}{what:>22}{theirs:>10.1f}{ours:>10.1f}{ratio:>8}", flush=True)
     times = {name: [] for name in ("none", *BACKENDS)}
