@@ -36,8 +36,9 @@ MASKED = [
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
-
-def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None) -> SandboxSpec:
+def sandbox(
+    request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None
+) -> SandboxSpec:
     """Return the complete spec of the sandbox that `request` asks for."""
     on_host = image.reference == HOST
     mounts = _mounts(request)
@@ -70,7 +71,8 @@ def sandbox(request: Request, image: Image, ids: IdMap, name: str, identity: str
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
         pass_fds=[_pass_fd(text) for text in request.pass_fd], init=not request.no_init,
         # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
-        joined=peer.names if peer else [], nested_users=peer.spec.nested_users if peer else ids.mode != "single", notices=[notice] if notice else [],
+        joined=peer.names if peer else [], notices=[notice] if notice else [],
+        nested_users=peer.spec.nested_users if peer else ids.mode != "single",
     )  # fmt: skip
     _protect(spec, request)
     network.check(spec)

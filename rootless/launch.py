@@ -55,7 +55,11 @@ def run(request: Request) -> int:
         from rootless import joining  # few do
 
         peer = joining.peer(request)
-    ids, notice = (peer.spec.idmap, "") if peer else idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
+    ids, notice = (
+        (peer.spec.idmap, "")
+        if peer
+        else idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
+    )
     say(notice)
     image = find_image(request, ids)
     identity = state.new_id()

@@ -143,7 +143,9 @@ def _joined(outer: int, fds: dict[str, int], idmap: IdMap) -> list[Step]:
 
 
 def _own(spec: SandboxSpec) -> list[str]:
-    return (["user"] if spec.nested_users and not spec.joined else []) + [name for name in spec.namespaces if name != "time"]
+    return (["user"] if spec.nested_users and not spec.joined else []) + [
+        name for name in spec.namespaces if name != "time"
+    ]
 
 
 def _clocks(spec: SandboxSpec) -> list[Step]:

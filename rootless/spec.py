@@ -134,8 +134,8 @@ class Network(Value):
 
     `backend` is a row of network.BACKENDS. `peer` is the sandbox whose net namespace is joined, or the network whose
     member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
-    `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`; `servers` answer
-    their questions, or the host's resolvers.
+    `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`;
+    `servers` answer their questions, or the host's resolvers.
     With the host's own network, `tcp_ports` (first, last) are all that TCP connects to, unless empty.
     """
 
@@ -151,7 +151,8 @@ class Network(Value):
     log: str
     servers: list[str]
     _defaults = {
-        "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False, "allow": [],
+        "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False,
+        "allow": [],
         "tcp_ports": [], "learn": False, "log": "", "servers": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
@@ -235,12 +236,13 @@ class SandboxSpec(Value):
     notices: list[str]
     _defaults = {
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
-        "namespaces": [], "joined": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [], "fresh_proc": True,
-        "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [], "shm_size": 64 << 20, "argv": [],
-        "otherwise": b"", "env": {}, "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
+        "namespaces": [], "joined": [], "clock_offsets": {}, "hostname": "", "rootfs": None, "mounts": [],
+        "fresh_proc": True, "fresh_sys": True, "masked": [], "read_only": [], "files": {}, "devices": [],
+        "shm_size": 64 << 20, "argv": [], "otherwise": b"", "env": {},
+        "workdir": "/", "user": "0", "group": "", "umask": 0o022, "limits": {},
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
-        "keyring": True, "landlock": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [], "init": True,
-        "resources": {}, "best_effort": False, "accounted": False, "inspected": False,
+        "keyring": True, "landlock": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [],
+        "init": True, "resources": {}, "best_effort": False, "accounted": False, "inspected": False,
         "network": None, "notices": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)

@@ -282,7 +282,7 @@ def test_a_command_on_a_noexec_mount(host: Host, rootfs: Path) -> None:
 
 @needs.busybox
 def test_few_descriptors_are_enough(sbx: Sbx, rootfs: Path) -> None:
-    limited = ["prlimit", "--nofile=24:24", *COMMAND, "run", "--net", "none", "--rootfs", rootfs, "echo", "works"]
+    limited = ["prlimit", "--nofile=24:24", *COMMAND, "run", "--net", "none", "--rootfs", str(rootfs), "echo", "works"]
     done = subprocess.run(limited, env=sbx.env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "works\n"), done.stderr
 

@@ -59,7 +59,7 @@ class World:
             "--idmap",
             "single",
         ]
-        words = [*world, *prepared, *options, "--rootfs", self.rootfs, "sh", "-c", command]
+        words = [*world, *prepared, *options, "--rootfs", str(self.rootfs), "sh", "-c", command]
         with nothing_left(self.home):
             done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=sbx.env)
         assert done.returncode == status, done

@@ -130,7 +130,13 @@ def test_much_data_both_ways(sbx: Sbx, rootfs: Path) -> None:
                 return None
 
         found: list[socket.socket] = []
-        assert until(lambda: bool((client := connect()) and not found.append(client)))
+
+        def connected() -> bool:
+            if client := connect():
+                found.append(client)
+            return bool(found)
+
+        assert until(connected)
         with found[0] as client:
             client.settimeout(30)
             sent = received = 0

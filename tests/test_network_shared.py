@@ -122,7 +122,16 @@ def test_the_way_out_and_the_hosts_resolver(tmp_path: Path, rootfs: Path) -> Non
         sbx network create out
         sbx run --net out --rootfs {rootfs} sh -c '{inside}' {quiet}
     """
-    words = ["unshare", "-Urnm", sys.executable, network_world.__file__, tmp_path / "resolv.conf", "sh", "-c", script]
+    words = [
+        "unshare",
+        "-Urnm",
+        sys.executable,
+        network_world.__file__,
+        str(tmp_path / "resolv.conf"),
+        "sh",
+        "-c",
+        script,
+    ]
     with nothing_left(home):
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=sbx.env)
     assert done.stdout == "out\n198.51.100.1 80\n203.0.113.9 443\ndeny\n", done

@@ -49,5 +49,7 @@ def test_shell_syntax(script: Path) -> None:
 @needs.program("shellcheck")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script: Path) -> None:
-    done = subprocess.run(["shellcheck", "-x", "--severity", "warning", script], cwd=needs.CHECKOUT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "-x", "--severity", "warning", script], cwd=needs.CHECKOUT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
