@@ -61,7 +61,9 @@ class World:
         ]
         words = [*world, *prepared, *options, "--rootfs", str(self.rootfs), "sh", "-c", command]
         with nothing_left(self.home):
-            done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=sbx.env)
+            done = subprocess.run(
+                [str(word) for word in words], capture_output=True, text=True, timeout=60, env=sbx.env
+            )
         assert done.returncode == status, done
         return Done(done.stdout, done.stderr, json.loads((self.folder / "resolv.conf.asked").read_text()))
 
