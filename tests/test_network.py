@@ -53,15 +53,26 @@ def server(family: socket.AddressFamily, address: str) -> Iterator[int]:
 
 
 def helpers(name: str) -> set[int]:
-    """Return the ids of the running programs `name`, or of interpreters that run it."""
+    """Return the ids of the programs `name` (or of interpreters that run it) that this test's sandboxes started."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if any(word.endswith(name.encode()) for word in path.read_bytes().split(b"\0")[:5]):
-                found.add(int(path.parent.name))
+            words = path.read_bytes().split(b"\0")[:5]
         except OSError:
             continue
+        if any(word.endswith(name.encode()) for word in words) and is_ours(int(path.parent.name)):
+            found.add(int(path.parent.name))
     return found
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process descends from this one; orphans do, since they come to us."""
+    while pid > 1 and pid != os.getpid():
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid > 1
 
 
 @contextmanager
@@ -148,14 +159,17 @@ def test_the_hosts_loopback_when_asked_for(
             "-c",
             f"timeout 5 nc {gateway} {port}; true",
         )
-    assert said == "hello"
+    assert said.splitlines()[0] == "hello"  # pasta of 2023 repeats what was sent before the end
 
 
 @pytest.mark.parametrize("backend", USER_MODE)
 def test_the_hosts_loopback_has_a_name_when_asked_for(sbx: Sbx, rootfs: Path, backend: str) -> None:
     with server(socket.AF_INET, "127.0.0.1") as port:
         command = f"timeout 5 nc $(grep host.containers.internal /etc/hosts | cut -d' ' -f1) {port}; true"
-        assert sbx.ok("run", "--net", backend, "--host-loopback", "--rootfs", rootfs, "sh", "-c", command) == "hello"
+        assert (
+            sbx.ok("run", "--net", backend, "--host-loopback", "--rootfs", rootfs, "sh", "-c", command).splitlines()[0]
+            == "hello"
+        )
     assert "host.containers.internal" not in sbx.ok("run", "--net", backend, "--rootfs", rootfs, "cat", "/etc/hosts")
 
 
