@@ -90,7 +90,7 @@ class Sandbox:
     which limit of ours that was.
     """
 
-    __slots__ = ("_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo",
+    __slots__ = ("_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo",
                  "cut_short", "master", "namespaces", "pid", "pidfd", "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
@@ -100,6 +100,7 @@ class Sandbox:
         self._go = go
         self._terminal = terminal
         self._signals = signals
+        self._early: list[int] = []
         self._undo: list[Callable[[], None]] = []
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
         self._ended_by = 0
@@ -167,6 +168,8 @@ class Sandbox:
             for number in self._signals.take():
                 if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
                     raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+                # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
+                self._early.append(number)
 
     def _command(self) -> int:
         """Return the id of the command's process, which pid 1 is or has made as its first child."""
@@ -264,6 +267,8 @@ class Sandbox:
         deadline = time.monotonic() + timeout if timeout is not None else None
         timed_out = False
         try:
+            while self._early:
+                self._pass_on(self._early.pop(0), relay)
             while True:
                 due = [moment for moment in (deadline, *(meter.due for meter in meters)) if moment is not None]
                 ready = poll.poll(max(0, int((min(due) - time.monotonic()) * 1000) + 1) if due else None)

@@ -30,6 +30,10 @@ OFFLINE = "offline"  #: the name of the offline test image in the store
 hypothesis.settings.register_profile("here", database=None, deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("here")
 
+# A shell starts what it puts into the background with SIGINT ignored, and what we start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PR_SET_CHILD_SUBREAPER = 36
 #: What rootless podman leaves for its next run, and a test that ran podman beside us with it.
 PAUSE = " catatonit -P "

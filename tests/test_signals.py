@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -47,6 +48,15 @@ def test_without_a_handler_the_signal_ends_the_command(sbx: Sbx, image: str, nam
         eventually(lambda: Path(f"/proc/{command}/comm").read_text() == "sleep\n", "the shell has become sleep")
         process.send_signal(number(name))
         assert shell_status(process.wait()) == 128 + number(name)
+
+
+@needs.subids
+def test_a_signal_during_the_start_is_for_the_command(sbx: Sbx, image: str, tmp_path: Path) -> None:
+    helper = tmp_path / "newuidmap"
+    helper.write_text(f'#!/bin/sh\nkill -USR2 $PPID\nexec {shutil.which("newuidmap")} "$@"\n')
+    helper.chmod(0o755)
+    result = sbx("run", *NONE, image, "sleep", "5", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert (result.status, result.stderr) == (128 + number("USR2"), "")
 
 
 @INIT
