@@ -90,8 +90,8 @@ class Sandbox:
     which limit of ours that was.
     """
 
-    __slots__ = ("_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor", "_terminal", "_undo",
-                 "cut_short", "master", "namespaces", "pid", "pidfd", "usage")  # fmt: skip
+    __slots__ = ("_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor",
+                 "_terminal", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd", "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
         self._plan = plan

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import typer
 from conftest import Sbx
 
-from rootless import cli
+from rootless import cli, options
+from rootless.cli import mistakes
 
 
 @pytest.mark.parametrize("group", cli.GROUPS)
@@ -29,3 +31,37 @@ def test_an_unknown_command_and_the_help_know_all(sbx: Sbx) -> None:
     for commands in cli.GROUPS.values():
         for name in commands.split():
             assert f" {name} " in shown, name
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("rnu", "no such command: rnu", "did you mean run? see: sbx --help"),
+        ("none-such", "no such command: none-such", "see: sbx --help"),
+        ("image ls", "no such command: image ls", "it is: sbx images"),
+        ("run -itd alpine", "no such option: -d", mistakes.OPTIONS["-d"]),
+        ("ps --jsn", "no such option: --jsn", "did you mean --json? see: sbx ps --help"),
+        ("run --\x1b[31m alpine", "no such option: --\\x1b[31m", "see: sbx run --help"),
+        ("run --env", "option '--env' requires an argument", "see: sbx run --help"),
+        ("run", "missing argument 'IMAGE'", "see: sbx run --help"),
+        ("login -p x", "no such option: -p", mistakes.OTHERS["login -p"]),
+        ("ps x", "got unexpected extra argument(s) (x)", "see: sbx ps --help"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_hint(sbx: Sbx, line: str, message: str, hint: str) -> None:
+    result = sbx(*line.split(" "))
+    assert (result.status, result.stdout, result.stderr) == (125, "", f"sbx: {message}\nhint: {hint}\n")
+
+
+def test_words_of_other_tools_are_none_of_ours() -> None:
+    """A word that has become ours would never be explained, and a hint must name what there is."""
+    ours = {name for commands in cli.GROUPS.values() for name in commands.split()}
+    assert not ours & set(mistakes.COMMANDS)
+    flags = {flag for option in options.TABLES["run"] for flag in option.flags}
+    assert not flags & set(mistakes.OPTIONS)
+    for hint in (*mistakes.COMMANDS.values(), *mistakes.OPTIONS.values(), *mistakes.OTHERS.values()):
+        assert set(re.findall(r"\bsbx ([a-z]+)", hint)) <= ours, hint
+
+
+def test_help_on_a_command_is_its_own_help(sbx: Sbx) -> None:
+    assert sbx.ok("help", "rmi") == sbx.ok("rmi", "--help")

@@ -57,7 +57,7 @@ def _options(
 def main(argv: list[str] | None = None) -> int:
     """Carry out `argv` (default: the process's) through Typer and return the exit status.
 
-    Raises SbxError; usage errors are printed by Typer and return 125, as docker's do.
+    Raises SbxError, for usage errors too: their status is 125, as docker's is.
     """
     words = sys.argv[1:] if argv is None else argv
     build_app(words[0] if words else "")
@@ -68,16 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
-        # Click's usage errors know how to show themselves; everything else is not ours to handle.
+        # Click's usage errors have this; everything else is not ours to handle.
         if not hasattr(error, "format_message"):
             raise
-        message = " ".join(error.format_message().split())
-        if not message:
+        if not error.format_message():
             return 125  # no arguments: the help has been shown instead
-        sys.stderr.write(f"sbx: {message}\n")
-        context = getattr(error, "ctx", None)
-        sys.stderr.write(f"hint: {context.command_path if context else 'sbx'} --help\n")
-        return 125
+        from rootless.cli import mistakes
+
+        raise mistakes.explain(error, words) from None
     return status if isinstance(status, int) else 0
 
 

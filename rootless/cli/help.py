@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rootless import paths
+from rootless import cli, paths
 from rootless.cli import output
 from rootless.errors import SbxError, printable
 
@@ -20,21 +20,28 @@ def register(app: typer.Typer) -> None:
     app.command(name="help")(show)
 
 
-def show(topic: Annotated[str, typer.Argument(metavar="[TOPIC]", show_default=False)] = "") -> None:
-    """Show a page of the manual; without a topic, the list of pages."""
+def show(topic: Annotated[str, typer.Argument(metavar="[TOPIC|COMMAND]", show_default=False)] = "") -> int:
+    """Show a page of the manual, or a command's options; without a topic, the list of pages."""
     folder = paths.shipped(_FOLDER)
     topics = sorted(name.removesuffix(".md") for name in os.listdir(folder) if name.endswith(".md"))
     if not topic:
         output.lines(_title(f"{folder}/{name}.md") for name in topics)
-        return
+        return 0
+    if topic not in topics and any(topic in commands.split() for commands in cli.GROUPS.values()):
+        return cli.main([topic, "--help"])
     if topic not in topics:
-        raise SbxError("topic-unknown", f"show help on {printable(topic)}: there is no such page", "see: sbx help")
+        raise SbxError(
+            "topic-unknown",
+            f"show help on {printable(topic)}: there is no such page",
+            "see: sbx help, and sbx --help for the commands",
+        )
     with open(f"{folder}/{topic}.md", encoding="utf-8") as stream:
         page = stream.read()
     if sys.stdout.isatty():
         output.markdown(page)
     else:
         sys.stdout.write(page)
+    return 0
 
 
 def _title(path: str) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 IdMapOption = Annotated[str, typer.Option("--idmap", metavar="MODE", help="unpack for auto, single or keep")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print ids only")]
+NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="shorten nothing")]
 
 
 def register(app: typer.Typer) -> None:
@@ -109,6 +110,8 @@ def images(
     json: Json = False,
     digests: Annotated[bool, typer.Option("--digests", help="show the digests of the manifests")] = False,
     quiet: Quiet = False,
+    no_trunc: NoTrunc = False,
+    all: Annotated[bool, typer.Option("--all", "-a", help="accepted for docker's sake: no image is hidden")] = False,
 ) -> None:
     """List the images in the store."""
     from rootless import reference
@@ -134,7 +137,7 @@ def images(
         rows = [
             [
                 reference.parse(image.reference).familiar,
-                short(image.id),
+                image.id if no_trunc else short(image.id),
                 age(image.config.created),
                 size_text(image.size),
             ]
@@ -163,7 +166,9 @@ def rmi(
     names: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="names, or the beginnings of ids", show_default=False)
     ],
-    ignore: Annotated[bool, typer.Option("--ignore", "-i", help="an image that is not there is no error")] = False,
+    ignore: Annotated[
+        bool, typer.Option("--ignore", "-i", "--force", "-f", help="an image that is not there is no error")
+    ] = False,
 ) -> None:
     """Remove images, and what only they used.
 
@@ -205,7 +210,11 @@ def tag(
         store.tag(work, source, parsed)
 
 
-def history(name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)], json: Json = False) -> None:
+def history(
+    name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)],
+    json: Json = False,
+    no_trunc: NoTrunc = False,
+) -> None:
     """Show how an image came about, the newest step first."""
     from rootless.oci import images as store
 
@@ -214,10 +223,11 @@ def history(name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=Fa
     if json:
         output.json(steps)
         return
+    by, comment = (None, None) if no_trunc else (80, 60)
     output.table(
         ["CREATED", "SIZE", "CREATED BY", "COMMENT"],
         [
-            [age(step["created"]), size_text(step["size"]), step["created_by"][:80], step["comment"][:60]]
+            [age(step["created"]), size_text(step["size"]), step["created_by"][:by], step["comment"][:comment]]
             for step in steps
         ],
     )

@@ -67,6 +67,9 @@ def prune(
     every: Annotated[
         bool, typer.Option("--all", "-a", help="also remove all images that no running sandbox uses")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="accepted for docker's sake: nothing is ever asked")
+    ] = False,
 ) -> None:
     """Remove what no image needs: layers and blobs, and beginnings of blobs that were never finished."""
     from rootless.cli.images import size_text
