@@ -46,20 +46,8 @@ if TYPE_CHECKING:
 def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
     _prepare_process()
-    peer: Peer | Member | None = None
-    if network.is_shared(request.net):
-        from rootless.networks import member
-
-        peer = member.Member(request.net)
-    elif request.join or request.net.startswith("sandbox:"):
-        from rootless import joining  # few do
-
-        peer = joining.peer(request)
-    ids, notice = (
-        (peer.spec.idmap, "")
-        if peer
-        else idmap.for_caller(request.idmap or ("keep" if request.subject == build.HOST else ""))
-    )
+    peer = _peer(request)
+    ids, notice = (peer.spec.idmap, "") if peer else idmap.for_caller(request.idmap or _usual_map(request))
     say(notice)
     image = find_image(request, ids)
     identity = state.new_id()
@@ -120,6 +108,24 @@ def _prepare_process() -> None:
 
 
 # ── the parts of run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _peer(request: Request) -> Peer | Member | None:
+    """Return the sandbox, or the network, whose namespaces are joined."""
+    if network.is_shared(request.net):
+        from rootless.networks import member
+
+        return member.Member(request.net)
+    if request.join or request.net.startswith("sandbox:"):
+        from rootless import joining  # few do
+
+        return joining.peer(request)
+    return None
+
+
+def _usual_map(request: Request) -> str:
+    """Who is who where nothing is said: on the host's own tree you are yourself."""
+    return "keep" if request.subject == build.HOST else ""
 
 
 def find_image(request: Request, ids: IdMap) -> Image:
