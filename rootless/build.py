@@ -215,7 +215,32 @@ def _current_folder() -> str:
 
 
 def _hidden_on_host() -> list[str]:
-    return ["/tmp", "/run", "/var/tmp", os.path.abspath(paths.home())]
+    return [*_SHARED, *_homes(), *_ours()]
+
+
+_SHARED = ("/tmp", "/run", "/var/tmp")
+
+
+def _homes() -> list[str]:
+    """The caller's home folders: what HOME says, and what /etc/passwd does."""
+    return _folders(paths.home(), idmap.user_home(os.geteuid()))
+
+
+def _ours() -> list[str]:
+    """Where our own files are, sockets among them that other sandboxes' networks obey."""
+    return _folders(paths.data(), paths.config())
+
+
+def _folders(*found: str) -> list[str]:
+    return [
+        path
+        for path in dict.fromkeys(map(os.path.realpath, filter(None, found)))
+        if path != "/" and os.path.isdir(path)
+    ]
+
+
+def _is_below(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
 
 
 def _visible_folder() -> str:
@@ -224,18 +249,21 @@ def _visible_folder() -> str:
         here = os.getcwd()
     except OSError:
         return "/"
-    return "/" if any(here == path or here.startswith(path + "/") for path in _hidden_on_host()) else here
+    return "/" if _is_below(here, _hidden_on_host()) else here
 
 
 def _private_folders(request: Request, ids: IdMap) -> list[Mount]:
     """The folders of the host's tree that the image `host` replaces by empty ones."""
-    home = _hidden_on_host()[-1]
     user, _, group = _default_user(ids).partition(":")
     owner = {"uid": user, "gid": group or "0"}
     folders = [Mount(kind="tmpfs", target=path, options={"mode": "1777"}) for path in ("/tmp", "/var/tmp")]
     folders.append(Mount(kind="tmpfs", target="/run", options={"mode": "755"}))
-    if home != "/" and not request.home:
-        folders.append(Mount(kind="tmpfs", target=home, options={"mode": "700", **owner}))
+    covered: list[str] = []
+    for path in [] if request.home else sorted(_homes()):
+        if not _is_below(path, covered):
+            covered.append(path)
+    covered += [path for path in sorted(_ours()) if not _is_below(path, [*_SHARED, *covered])]
+    folders += [Mount(kind="tmpfs", target=path, options={"mode": "700", **owner}) for path in covered]
     return folders
 
 

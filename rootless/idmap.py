@@ -200,6 +200,15 @@ def user_name(uid: int) -> str:
         return ""
 
 
+def user_home(uid: int) -> str:
+    """Return the home folder of `uid` as /etc/passwd has it, or ""."""
+    for line in _read("/etc/passwd").splitlines():
+        fields = line.split(":")
+        if len(fields) > 5 and fields[2] == str(uid):
+            return fields[5]
+    return ""
+
+
 def _read(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

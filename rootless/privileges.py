@@ -80,7 +80,7 @@ class SwitchUser(Step):
 
     def execute(self, child: Child) -> None:
         uid, gid, home = self._look_up()
-        self.env.setdefault(b"HOME", home)
+        self.env.setdefault(b"HOME", home.partition(b"\0")[0] or b"/")
         try:
             if self.owns_terminal:
                 os.fchown(0, uid, -1)  # or /dev/stdout, which is opened by name, would be root's alone

@@ -51,11 +51,12 @@ def live(head: Sequence[str], looks: Iterable[Iterable[Sequence[str]]]) -> None:
 def _rich_table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> Any:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in cells:
-        # Text, not markup: an image may be called [red]
-        shown.add_row(*(cell.replace("[", "\\[") for cell in row))
+        # Text, not markup, in which an image could write links and errors
+        shown.add_row(*map(Text, row))
     return shown
 
 
