@@ -195,9 +195,12 @@ class StartProcess(Step):
         poll.register(pidfd, select.POLLIN)
         cgroup = ""
         if go in dict(poll.poll()):
-            from rootless import cgroups  # nobody waits for us any more
+            if self.names:
+                # Nobody waits for us any more. Not after `exec`: its supervisor is in the sandbox, and would import from
+                # there; nor is the cgroup then its own.
+                from rootless import cgroups
 
-            cgroup = cgroups.of_process(pid)
+                cgroup = cgroups.of_process(pid)
             os.kill(pid, SIGKILL)
             if self.mode:
                 self.mode.restore()

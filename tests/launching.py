@@ -87,3 +87,13 @@ def shell_status(returncode: int) -> int:
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def host_python() -> list[str]:
+    """Return the words that run Python code on the image `host`; what the home folder or /tmp would hide is mounted."""
+    import sys
+
+    program = os.path.realpath(sys.executable)
+    prefix = sys.base_prefix
+    volumes = [] if prefix.startswith("/usr") else ["-v", f"{prefix}:{prefix}:ro"]
+    return [*volumes, "host", program, "-I", "-S", "-c"]
