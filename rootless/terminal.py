@@ -6,6 +6,7 @@ does to its own (TIOCSTI, TIOCLINUX) reaches the caller's shell.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -15,6 +16,10 @@ import termios
 from rootless import syscalls
 from rootless.errors import SbxError
 from rootless.steps import Child, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
@@ -95,7 +100,7 @@ class SavedMode:
     def restore(self) -> None:
         """Put it back; does nothing when the terminal is gone."""
         try:
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.attributes)
+            self._set(self.attributes)
         except termios.error:
             pass
 
@@ -108,7 +113,16 @@ class SavedMode:
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
+        self._set(mode)
+
+    def _set(self, attributes: list[Any]) -> None:
+        """tcsetattr(3), again after a signal: from the background it stops us, and SIGCONT interrupts it."""
+        while True:
+            try:
+                return termios.tcsetattr(self.fd, termios.TCSADRAIN, attributes)
+            except termios.error as error:
+                if error.args[0] != errno.EINTR:
+                    raise
 
 
 class Relay:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import needs
 import pytest
 from conftest import COMMAND, Sbx
 from launching import NONE, as_ordinary, children, eventually, is_gone, running, shell_status, state_of, tree
+from terminals import Terminal
 
 pytestmark = [needs.userns, needs.busybox]
 
@@ -121,6 +124,18 @@ def test_orphans_are_reaped(sbx: Sbx, image: str) -> None:
         while ps -o stat | grep -q Z; do sleep 0.01; done
         echo none"""
     assert sbx.ok("run", *NONE, image, "sh", "-c", script) == "none"
+
+
+@needs.program("bash")
+def test_from_the_background_to_the_foreground(sbx: Sbx, image: str, tty: Callable[..., Terminal]) -> None:
+    """Taking the terminal over stops us there, and SIGCONT interrupts that."""
+    terminal = tty(["/bin/bash", "--norc", "--noediting", "-i"], {**sbx.env, "PS1": "outer> "})
+    terminal.expect("outer> ")
+    terminal.line(shlex.join([*COMMAND, "run", *NONE, image, "sh", "-c", 'echo he""re; exit 7']) + " &")
+    terminal.line("until jobs | grep -q Stopped; do sleep 0.05; done; fg")
+    terminal.expect("here.*outer> ")
+    terminal.line("echo status=$?")
+    terminal.expect("status=7\r")
 
 
 # ── ends ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
