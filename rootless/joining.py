@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from rootless import spec, state, syscalls
+from rootless import capabilities, spec, state, syscalls
 from rootless.errors import SbxError, printable
 from rootless.namespaces import SHAREABLE
 
@@ -78,7 +78,43 @@ def peer(request: Request) -> Peer | None:
         raise SbxError("join-conflict", f"join sandbox {found.name} with --idmap {printable(request.idmap)}: "
                        f"its ids are mapped by {found.spec.idmap.mode}, and they are shared",
                        "leave --idmap out")  # fmt: skip
+    try:
+        _check_tracers(found)
+    except SbxError:
+        found.close()
+        raise
     return found
+
+
+_PTRACE = 1 << capabilities.NUMBERS["CAP_SYS_PTRACE"]
+
+
+def _check_tracers(peer: Peer) -> None:
+    """Raise SbxError ``join-unsafe`` where a sandbox could trace the process that sets the new one up.
+
+    That process is in their user namespace while it still sees the host, so whoever sees it there and has
+    CAP_SYS_PTRACE could make it do anything.
+    """
+    user = os.fstat(peer.fds["user"]).st_ino
+    seen = [os.stat("/proc/self/ns/pid").st_ino] + ([os.fstat(peer.fds["pid"]).st_ino] if "pid" in peer.fds else [])
+    for record in state.running():
+        if not spec.unpack(record["spec"]).capabilities & _PTRACE:
+            continue
+        if _inode(record, "user") == user and _inode(record, "pid") in seen:
+            raise SbxError(
+                "join-unsafe",
+                f"join sandbox {peer.name}: {record['name']} may trace processes there, and could take over "
+                "the one that sets up the new sandbox",
+                f"share less than pid, or run the command in it: sbx exec {peer.name} …",
+            )
+
+
+def _inode(record: dict[str, Any], name: str) -> int:
+    """Return the number of a running sandbox's namespace, 0 where it has ended."""
+    try:
+        return os.stat(f"/proc/{record['parent']}/fd/{record['namespaces'][name]}").st_ino
+    except (OSError, KeyError):
+        return 0
 
 
 def open_namespaces(record: dict[str, Any], names: list[str]) -> tuple[int, dict[str, int]]:

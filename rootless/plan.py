@@ -139,6 +139,7 @@ def _limit(plan: Plan, spec: SandboxSpec) -> None:
 def _joined(outer: int, fds: dict[str, int], idmap: IdMap) -> list[Step]:
     # The outer user namespace is where the caller's groups can still be dropped.
     steps: list[Step] = [n.Join("user", outer), x.BecomeRoot(idmap)] if outer >= 0 else []
+    steps += [x.HideWords()] if "pid" in fds else []  # the memory has to wait until the network is attached
     return steps + [n.Join(name, fd) for name, fd in fds.items()]
 
 

@@ -357,12 +357,31 @@ class HideMemory(Step):
         return "hide this process's memory and command line"
 
     def execute(self, child: Child) -> None:
-        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-        os.close(fd)
-        # proc_pid_stat(5) counts from 1 and the name was cut off with its two first fields
-        arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
-        syscalls.wipe(arg_start, arg_end)
-        syscalls.wipe(env_start, env_end)
+        _wipe_words()
         syscalls.prctl(syscalls.PR_SET_NAME, self.name)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+
+class HideWords(Step):
+    """Wipe this process's command line and environment, before it is seen in a pid namespace that others live in.
+
+    What else there is to hide they cannot reach while they may not trace what has more capabilities than they.
+    """
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "hide this process's command line"
+
+    def execute(self, child: Child) -> None:
+        _wipe_words()
+
+
+def _wipe_words() -> None:
+    fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    os.close(fd)
+    # proc_pid_stat(5) counts from 1 and the name was cut off with its two first fields
+    arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
+    syscalls.wipe(arg_start, arg_end)
+    syscalls.wipe(env_start, env_end)

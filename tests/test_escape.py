@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MAIN, Sbx
-from launching import NONE
+from launching import DEADLINE, NONE, running
 
 # ── the image `host` ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -59,3 +59,36 @@ def test_markup_of_an_image_is_text(text: str) -> None:
     assert done.returncode == 0, done.stderr
     assert text in done.stdout
     assert "\33]8" not in done.stdout
+
+
+# ── sandboxes that share process ids ──────────────────────────────────────────────────────────────────────────────────
+
+#: says what it sees in the command lines of processes that come, until one is called `end`
+WATCH = """echo up; while :; do for file in /proc/[0-9]*/cmdline; do
+    words=$(tr "\\0" " " <$file 2>/dev/null); case "$words" in *TOKEN*) echo "seen $words";; "sleep 0.01 ") exit;; esac
+done; done"""
+
+
+def test_the_command_line_of_one_who_joins_is_hidden(sbx: Sbx, image: str) -> None:
+    watching = ["--name", "watcher", image, "sh", "-c", WATCH.replace("TOKEN", "SECRET[=]")]
+    with running(sbx, "run", *NONE, *watching) as process:
+        for _ in range(5):
+            sbx.ok("run", "--join", "watcher", "--share", "pid", *NONE, "-e", "SECRET=x", image, "true")
+        sbx("run", "--join", "watcher", "--share", "pid", *NONE, image, "sleep", "0.01")
+        process.terminate()
+        process.wait(DEADLINE)
+        assert process.stdout
+        assert process.stdout.read() == b""
+
+
+@pytest.mark.parametrize("option", ["--privileged", "--cap-add=SYS_PTRACE"])
+def test_nobody_joins_the_processes_of_a_tracer(sbx: Sbx, image: str, option: str) -> None:
+    """It could trace the process that sets the new sandbox up, and that still sees the host."""
+    joining = ["run", "--join", "first", *NONE]
+    with running(sbx, "run", *NONE, "--name", "first", image, "sh", "-c", "echo up; cat"):
+        sbx.ok(*joining, "--share", "pid", image, "true")
+        with running(sbx, *joining, "--share", "pid", "--name", "tracer", option, image, "sh", "-c", "echo up; cat"):
+            for name in ("first", "tracer"):
+                result = sbx("run", "--join", name, "--share", "pid", *NONE, image, "true", check=125)
+                assert "tracer may trace processes there" in result.stderr
+            sbx.ok(*joining, "--share", "ipc", image, "true")
