@@ -211,6 +211,14 @@ def test_the_offline_image_runs(sbx: Sbx, image: str) -> None:
     ) == ("offline\nguest:755\nroot:1777")
 
 
+def test_what_is_here_for_another_platform_is_not_what_was_asked_for(sbx: Sbx, image: str) -> None:
+    line = ("run", "--net", "none", "--pull", "never", "--platform")
+    result = sbx(*line, "linux/s390x", image, "true")
+    assert result.status == 125
+    assert result.stderr == "sbx: find image offline: it is not in the store\nhint: fetch it: sbx pull offline\n"
+    assert sbx(*line, os.uname().machine, image, "true").status == 0
+
+
 @needs.userns
 def test_another_map_is_unpacked_when_it_is_needed(fresh_sbx: Sbx, offline_tarball: Path) -> None:
     fresh_sbx.ok("import", "one", offline_tarball)

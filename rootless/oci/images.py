@@ -116,7 +116,12 @@ def choose(index: Index, platform: Platform | None, name: str) -> Descriptor:
 def find(reference: Reference, platform: Platform | None = None) -> Stored | None:
     """Return the image that is stored as `reference`, or None; raises what `load` raises."""
     found = resolve(reference)
-    return load(str(reference), found[1], platform) if found else None
+    image = load(str(reference), found[1], platform) if found else None
+    # An index says itself what its images are for; an image alone has only its config for that.
+    if image and platform and image.descriptor is image.target and not image.config.platform.serves(platform):
+        there = image.config.platform
+        raise SbxError("platform-missing", f"choose an image of {reference} for {platform}: there is only {there}")
+    return image
 
 
 def get(reference: Reference) -> Stored:
