@@ -131,8 +131,9 @@ def _set_option(mount: Mount, option: str, text: str) -> None:
     elif option == "noexec":
         mount.noexec = True
     elif option not in ("rw", "exec", "rbind", "bind", "nosuid", "nodev", "z", "Z", "private", "rprivate"):
+        known = "size=, mode=, exec, ro" if mount.kind == "tmpfs" else "ro, rw, noexec"
         raise SbxError("mount-invalid", f"read mount {printable(text)!r}: unknown option {printable(option)!r}",
-                       "options are ro, rw, exec, noexec")  # fmt: skip
+                       f"options are {known}")  # fmt: skip
 
 
 def _mount_words(text: str) -> Mount:
@@ -471,6 +472,9 @@ def _limits(words: list[str]) -> dict[str, tuple[int, int]]:
             raise SbxError("ulimit-invalid", f"set limit {printable(text)!r}: it is NAME=SOFT[:HARD]",
                            "names are " + ", ".join(privileges.RLIMITS))  # fmt: skip
         limits[name] = (numbers[0], numbers[1])  # type: ignore[assignment]
+        lower, upper = (number % (1 << 64) for number in limits[name])  # as the kernel has it: -1 is the largest
+        if lower > upper:
+            raise SbxError("ulimit-invalid", f"set limit {printable(text)!r}: the soft limit is above the hard one")
     return limits
 
 
