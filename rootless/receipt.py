@@ -197,7 +197,7 @@ def _files(wanted: SandboxSpec, mounts: dict[str, list[str]]) -> dict[str, Any]:
 def _network(wanted: SandboxSpec, command: int) -> dict[str, Any]:
     names = [line.partition(":")[0].strip() for line in _lines(f"/proc/{command}/net/dev")[2:]]
     own = "net" in wanted.namespaces
-    return {"network": _row("interfaces", printable(str(wanted.network)), names if own else "the host's", own)}
+    return {"network": _row("interfaces", wanted.network.backend, names if own else "the host's", own)}
 
 
 def _process_limits(wanted: SandboxSpec, command: int) -> dict[str, Any]:

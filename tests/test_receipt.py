@@ -27,7 +27,7 @@ def test_the_default_has_everything(sbx: Sbx, rootfs: Path, tmp_path: Path) -> N
     assert off == {"time", "read-only-root"} | (set() if syscalls.landlock_version() >= 2 else {"landlock"})
     assert found["seccomp"]["actual"].startswith("mode 2")
     assert found["capabilities"]["actual"]["bounding"] == found["capabilities"]["asked"]
-    assert found["network"]["actual"] == ["lo"]
+    assert (found["network"]["asked"], found["network"]["actual"]) == ("none", ["lo"])
     assert found["uids"]["actual"] == found["uids"]["asked"]
 
 
