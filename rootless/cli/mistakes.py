@@ -40,7 +40,7 @@ COMMANDS = {
     "system prune": "it is: sbx image prune; of sandboxes that have ended nothing stays",
 }  # fmt: skip
 
-_DETACH = "a sandbox lives as long as its sbx run: put that into the background, with & or systemd-run --user"
+_DETACH = "a sandbox lives as long as its sbx run: put that into the background, </dev/null &"
 _SHARE = "--share NAME keeps a namespace of the host's, --join SANDBOX shares those of another: sbx help network"
 _ALWAYS = "it is always so: leave it out"
 #: option of another tool's run → what to do here
