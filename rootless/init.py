@@ -1,8 +1,10 @@
-"""The programs that pid 1 and its supervisor become when a sandbox is set up: two hundred bytes each. Inside.
+"""The programs that pid 1, its supervisor and commands become when all is set up: two hundred bytes each. Inside.
 
     init         reaps, forwards signals to the command, ends with the command's status
     supervisor   waits for pid 1 and ends with its status; when the parent is gone first, kills pid 1 and becomes
                  the program that cleans up
+    start        becomes the command; for a file of the sandbox may say ``#!/proc/self/exe``, and what that is just
+                 before, the command can open for as long as it lives: not the interpreter, which may be the caller's
 
 An interpreter that only waits holds 2 MB of its own, such a program a page or two. And the sandbox can learn nothing
 from init: there is no memory of ours in it, no environment, and no file of the host's behind /proc/1/exe.
@@ -18,7 +20,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: program → machine → its code, up to the words that are filled in: numbers, then the name
 CODE = {
@@ -49,9 +51,22 @@ CODE = {
             "00d4e11340b9203c0853211800724000005420000211c80b80d2010000d4"
         ),
     },
+    "start": {
+            "x86_64": bytes.fromhex(
+            "b89d000000bf0400000031f60f05b8480000008b3d67000000be02000000ba010000000f0585c0753f488b0424488b7c2410"
+            "488d742418488d54c410b83b0000000f05f7d805200a000050488b052600000050b8010000008b3d220000004889e6ba0a00"
+            "00000f05b8e7000000bf7f0000000f050f1f40007265667573656420"
+        ),
+            "aarch64": bytes.fromhex(
+            "e81480d2800080d2010080d2010000d4280380d2a0030018410080d2220080d2010000d480020035e90340f9a81b80d2e00b"
+            "40f9e1630091e2430091420c098b010000d4e003004b00800011014081520000010b61010058ff4300d1e10300a9080880d2"
+            "20010018e1030091420180d2010000d4c80b80d2e00f80d2010000d47265667573656420"
+        ),
+    },
 }  # fmt: skip
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # as elf(5) counts them
 
+EPERM, EACCES, EINVAL, ENOSYS = 1, 13, 22, 38
 _ADDRESS = 0x400000
 _HEADERS = 64 + 56  # bytes of ELF's header and of its one program header
 
@@ -94,17 +109,42 @@ def become_supervisor(machine: str, process: int, go: int, keep: Sequence[int], 
     os.close(pidfd)
 
 
+def become_start(machine: str, path: bytes, argv: Sequence[bytes], env: Mapping[bytes, bytes], status: int) -> None:
+    """Become the program that becomes the one at `path`, or says on `status` why not; return where that can't be.
+
+    `status` is close-on-exec for what it becomes.
+    """
+    if machine not in CODE["start"]:
+        return
+    os.set_inheritable(status, True)
+    try:
+        _execute("start", machine, [status], [path, *argv], env)
+    except OSError as error:
+        os.set_inheritable(status, False)
+        if error.errno not in (EPERM, EACCES, EINVAL, ENOSYS):
+            raise  # no ban on such files: the sandbox may have taken us something away, to see the interpreter instead
+
+
 def _become(name: str, machine: str, numbers: Sequence[int], words: Sequence[str]) -> None:
     if machine not in CODE[name]:
         return
     try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        _execute(name, machine, numbers, words, {})
+    except OSError:
+        return
+
+
+def _execute(
+    name: str, machine: str, numbers: Sequence[int], words: Sequence[str | bytes], env: Mapping[bytes, bytes]
+) -> None:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
         os.write(fd, program(name, machine, numbers))
         # A program that may be executed but not read makes a process that can't be looked into: execve(2).
         os.fchmod(fd, 0o111)
-        os.execve(fd, [_name(name), *map(os.fsencode, words)], {})
-    except OSError:
-        return
+        os.execve(fd, [_name(name), *map(os.fsencode, words)], env)
+    finally:
+        os.close(fd)
 
 
 def _name(program: str) -> bytes:

@@ -138,6 +138,8 @@ class Sandbox:
         """Do what is due outside when the child says `line`, and let it go on."""
         if line == b"ready":
             self._do(self._plan.before_go, self._supervisor)
+        elif line.startswith(b"refused "):
+            raise self._refused(line[8] - 32)
         elif line == b"complete":
             self._do(self._plan.before_exec, self._command())
         else:
@@ -195,6 +197,11 @@ class Sandbox:
         for fd in self.namespaces.values():
             os.close(fd)
         self.namespaces = {}
+
+    def _refused(self, errno: int) -> SbxError:
+        """Return the error for a last step that failed after the interpreter was gone: `errno` is all that was told."""
+        step, index = self._plan.inside[-1], len(self._plan.inside) - 1
+        return StepError(step.describe(), errno, os.strerror(errno), "", _status(step, errno), index)
 
     def _failure(self, said: bytes) -> SbxError:
         """Return the error for the child's report."""

@@ -250,4 +250,4 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = 
     steps += [p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
     steps += [x.AwaitInspected()] if spec.inspected else []
-    return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise)]
+    return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise, exposed=not (confined and spec.landlock))]

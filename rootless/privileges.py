@@ -9,7 +9,7 @@ from __future__ import annotations
 import _signal
 import os
 
-from rootless import capabilities, syscalls
+from rootless import capabilities, init, syscalls
 from rootless.errors import SbxError
 from rootless.steps import Child, Step
 
@@ -405,14 +405,20 @@ class Exec(Step):
     """Become the command, or `otherwise` where there is none of that name: execve(2), PATH searched as by execvp(3).
 
     By hand: os.execvp imports modules on its first use, and after the switch of root nothing may be imported.
+
+    `exposed` says that no Landlock keeps a hostile file from having /proc/self/exe executed, the interpreter that we
+    are; then, and where the kernel has none, a program of ours stands between (CVE-2019-5736).
     """
 
-    __slots__ = ("argv", "env", "otherwise")
+    __slots__ = ("argv", "env", "exposed", "otherwise")
 
-    def __init__(self, argv: list[bytes], env: dict[bytes, bytes], otherwise: bytes = b"") -> None:
+    def __init__(
+        self, argv: list[bytes], env: dict[bytes, bytes], otherwise: bytes = b"", exposed: bool = False
+    ) -> None:
         self.argv = argv
         self.env = env
         self.otherwise = otherwise
+        self.exposed = exposed
 
     def describe(self) -> str:
         words = self.argv[0] + (b" or else " + self.otherwise if self.otherwise else b"")
@@ -420,27 +426,35 @@ class Exec(Step):
 
     def execute(self, child: Child) -> None:
         try:
-            self._become(self.argv[0])
+            self._become(self.argv[0], child)
         except FileNotFoundError:
             if not self.otherwise:
                 raise
-            self._become(self.otherwise)
+            self._become(self.otherwise, child)
 
-    def _become(self, name: bytes) -> None:
+    def _become(self, name: bytes, child: Child) -> None:
         if not name:
             raise FileNotFoundError(2, "the command has no name")
         argv = [name, *self.argv[1:]]  # busybox is what its first word says
         if b"/" in name:
-            os.execve(name, argv, self.env)
+            self._execute(name, argv, child)
         refused: OSError | None = None
         for folder in self.env.get(b"PATH", DEFAULT_PATH).split(b":"):
             try:
-                os.execve((folder or b".") + b"/" + name, argv, self.env)
+                self._execute((folder or b".") + b"/" + name, argv, child)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
                 refused = error  # a later folder may have one that can be executed
         raise refused or FileNotFoundError(2, "not found in PATH")
+
+    def _execute(self, path: bytes, argv: list[bytes], child: Child) -> None:
+        if self.exposed or syscalls.landlock_version() < 2:
+            # What the program between finds it can only tell by number, and it cannot go on to the next folder.
+            if os.stat(path).st_mode & 0o170000 != 0o100000 or not os.access(path, os.X_OK):
+                raise PermissionError(13, "Permission denied")
+            init.become_start(syscalls.MACHINE, path, argv, self.env, child.status)
+        os.execve(path, argv, self.env)
 
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

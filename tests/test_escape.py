@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 from conftest import MAIN, Sbx
 from launching import DEADLINE, NONE, running
@@ -63,9 +64,9 @@ def test_markup_of_an_image_is_text(text: str) -> None:
 
 # ── sandboxes that share process ids ──────────────────────────────────────────────────────────────────────────────────
 
-#: says what it sees in the command lines of processes that come, until one is called `end`
+#: says what it sees in the command lines of processes that come
 WATCH = """echo up; while :; do for file in /proc/[0-9]*/cmdline; do
-    words=$(tr "\\0" " " <$file 2>/dev/null); case "$words" in *TOKEN*) echo "seen $words";; "sleep 0.01 ") exit;; esac
+    words=$(tr "\\0" " " <$file 2>/dev/null); case "$words" in *TOKEN*) echo "seen $words";; esac
 done; done"""
 
 
@@ -74,7 +75,6 @@ def test_the_command_line_of_one_who_joins_is_hidden(sbx: Sbx, image: str) -> No
     with running(sbx, "run", *NONE, *watching) as process:
         for _ in range(5):
             sbx.ok("run", "--join", "watcher", "--share", "pid", *NONE, "-e", "SECRET=x", image, "true")
-        sbx("run", "--join", "watcher", "--share", "pid", *NONE, image, "sleep", "0.01")
         process.terminate()
         process.wait(DEADLINE)
         assert process.stdout
@@ -92,3 +92,62 @@ def test_nobody_joins_the_processes_of_a_tracer(sbx: Sbx, image: str, option: st
                 result = sbx("run", "--join", name, "--share", "pid", *NONE, image, "true", check=125)
                 assert "tracer may trace processes there" in result.stderr
             sbx.ok(*joining, "--share", "ipc", image, "true")
+
+
+# ── the interpreter behind /proc/self/exe ─────────────────────────────────────────────────────────────────────────────
+
+#: A dynamic loader, in the place where the interpreter's program header looks for one: it tells what it was run for.
+LOADER = r"""
+#include <stdio.h>
+#include <unistd.h>
+int main(void) { char name[4096]; name[readlink("/proc/self/exe", name, 4095)] = 0; printf("%s\n", name); return 0; }
+"""
+
+
+@pytest.fixture(scope="session")
+def trap(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder whose files have the interpreter of the host executed, with code of the image as its loader."""
+    needs.enforce("" if shutil.which("gcc") else "no gcc")
+    folder = tmp_path_factory.mktemp("trap")
+    (folder / "loader.c").write_text(LOADER)
+    root = folder / "root"
+    shutil.copytree(rootfs, root, symlinks=True)
+    headers = subprocess.run(["readelf", "-l", sys.executable], capture_output=True, text=True, check=True).stdout
+    loader = headers.partition("program interpreter: ")[2].partition("]")[0]
+    if not loader:
+        pytest.skip("the interpreter is a static program")
+    (root / loader[1:]).parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["gcc", "-static", "-o", root / loader[1:], folder / "loader.c"], check=True)
+    (root / "bin/evil-script").write_text("#!/proc/self/exe\n")
+    (root / "bin/evil-script").chmod(0o755)
+    (root / "bin/evil-link").symlink_to("/proc/self/exe")
+    return root
+
+
+@pytest.mark.parametrize("command", ["evil-script", "evil-link", "/proc/self/exe"])
+@pytest.mark.parametrize("options", [[], ["--nested"], ["--allow-new-privs"], ["--privileged"]], ids=str)
+def test_no_file_inside_has_the_interpreter_executed(sbx: Sbx, trap: Path, command: str, options: list[str]) -> None:
+    result = sbx("run", *NONE, *options, "--rootfs", trap, command)
+    assert result.stdout == ""
+    assert result.status in (126, 127)
+
+
+@pytest.mark.parametrize("command", ["evil-script", "evil-link", "/proc/self/exe"])
+def test_nor_when_one_comes_in(sbx: Sbx, trap: Path, command: str) -> None:
+    with running(sbx, "run", *NONE, "--name", "trap", "--rootfs", trap, "sh", "-c", "echo up; cat"):
+        result = sbx("exec", "trap", command)
+        assert result.stdout == ""
+        assert result.status in (126, 127)
+
+
+def test_what_cannot_be_executed_is_told_all_the_same(sbx: Sbx, trap: Path) -> None:
+    files = "echo >/tmp/none; printf '#!/gone\\n' >/tmp/gone; printf x >/tmp/odd; chmod +x /tmp/gone /tmp/odd"
+    with running(sbx, "run", *NONE, "--name", "trap", "--rootfs", trap, "sh", "-c", f"{files}; echo up; cat"):
+        for path, status, cause in (
+            ("/tmp/none", 126, "Permission denied"), ("/tmp", 126, "Permission denied"), ("nothing", 127, "not found"),
+            ("/tmp/gone", 127, "No such file"), ("/tmp/odd", 126, "Exec format error"),
+        ):  # fmt: skip
+            result = sbx("exec", "trap", path, check=status)
+            assert f"execute {path}: " in result.stderr
+            assert cause in result.stderr
+        assert sbx.ok("exec", "-e", "A=b c", "trap", "sh", "-c", 'echo "$0 $# $A"', "", "x") == " 1 b c"

@@ -61,7 +61,7 @@ def test_the_bytes_are_what_the_source_says(program: str, machine: str, tmp_path
     assembled, binary = str(tmp_path / "it.o"), str(tmp_path / "it")
     subprocess.run([f"{prefix}as", "-o", assembled, source], check=True)
     subprocess.run([f"{prefix}objcopy", "-O", "binary", "-j", ".text", assembled, binary], check=True)
-    numbers = {"init": 1, "supervisor": 3}[program]
+    numbers = {"init": 1, "supervisor": 3, "start": 1}[program]
     filled_in = b"\x11" * 4 * numbers + f"sbx-{program}".encode() + b"\0"
     assert Path(binary).read_bytes() == init.CODE[program][machine] + filled_in
 
