@@ -65,7 +65,14 @@ def state_of(pid: int) -> str:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether `pid` has ended; a zombie has."""
+    """Whether `pid` has ended; not for what Popen waits for.
+
+    Orphans come to us here as to a host's init, and are reaped as by that: a sandbox ends only when all in it are.
+    """
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
     return state_of(pid) in "XZ"
 
 
