@@ -24,6 +24,9 @@ import pytest
 Probe = Callable[[], str]
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+# Debian's users do not have these, and so no nft, though sbx finds it there.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
 
 def enforce(reason: str) -> None:
     """Skip the running test for `reason`, or fail it where every test must run; do nothing where it is empty."""
