@@ -40,6 +40,7 @@ def sandbox(
     request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None
 ) -> SandboxSpec:
     """Return the complete spec of the sandbox that `request` asks for."""
+    _check_times(request)
     on_host = image.reference == HOST
     mounts = _mounts(request)
     workdir = request.workdir or image.working_dir or "/"
@@ -476,6 +477,14 @@ def _limits(words: list[str]) -> dict[str, tuple[int, int]]:
         if lower > upper:
             raise SbxError("ulimit-invalid", f"set limit {printable(text)!r}: the soft limit is above the hard one")
     return limits
+
+
+def _check_times(request: Request) -> None:
+    for name in ("timeout", "cpu_time"):
+        seconds = getattr(request, name)
+        if seconds is not None and not seconds > 0:  # not a number is none either
+            flag = name.replace("_", "-")
+            raise SbxError("seconds-invalid", f"read --{flag} {seconds:g}: it is a number of seconds, more than 0")
 
 
 def _umask(text: str) -> int:

@@ -156,6 +156,8 @@ def test_one_volume_in_another_whatever_the_order(sbx: Sbx, image: str, folder: 
         (["--tmpfs", "/x:wat"], "read mount '/x:wat': unknown option 'wat'\nhint: options are size=, mode=, exec, ro"),
         (["--ulimit", "nofile=9:8"], "set limit 'nofile=9:8': the soft limit is above the hard one"),
         (["--ulimit", "core=-1:8"], "set limit 'core=-1:8': the soft limit is above the hard one"),
+        (["--timeout", "-1"], "read --timeout -1: it is a number of seconds, more than 0"),
+        (["--cpu-time", "nan"], "read --cpu-time nan: it is a number of seconds, more than 0"),
         (["-v", ":/x"], "read volume ':/x': it is SOURCE:TARGET[:OPTIONS]"),
         (["--tmpfs", "x"], "read mount target 'x': it is no absolute path"),
         (["--tmpfs", "/x:size=lots"], "read size 'lots' of --tmpfs /x:size=lots: it is a number with k, m, g or t"),
