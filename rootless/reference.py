@@ -183,4 +183,5 @@ def _check_part(part: str, offset: int, text: str) -> None:
 
 
 def _bad(text: str, place: int, why: str) -> SbxError:
-    return SbxError("reference-invalid", f"bad reference {printable(text)!r}: {why}, at position {place + 1}")
+    hint = f"write it without {printable(text.partition('://')[0])}://" if "://" in text else ""
+    return SbxError("reference-invalid", f"bad reference {printable(text)!r}: {why}, at position {place + 1}", hint)

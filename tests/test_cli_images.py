@@ -211,6 +211,14 @@ def test_the_offline_image_runs(sbx: Sbx, image: str) -> None:
     ) == ("offline\nguest:755\nroot:1777")
 
 
+def test_habits_of_other_tools_get_a_hint(sbx: Sbx, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    assert sbx("import", tmp_path / "a.tar", "name").stderr.endswith(
+        "\nhint: the image's name comes first: sbx import NAME SOURCE\n"
+    )
+    assert sbx("pull", "docker://alpine").stderr.endswith("\nhint: write it without docker://\n")
+
+
 def test_what_is_here_for_another_platform_is_not_what_was_asked_for(sbx: Sbx, image: str) -> None:
     line = ("run", "--net", "none", "--pull", "never", "--platform")
     result = sbx(*line, "linux/s390x", image, "true")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,10 +61,16 @@ def import_(
 ) -> None:
     """Make an image of a root filesystem, or take one in from elsewhere, and print its id."""
     from rootless import idmap, reference
+    from rootless.errors import SbxError
     from rootless.oci import imports, manifest
     from rootless.oci.tar import Limits
 
-    target = reference.parse(name)
+    try:
+        target = reference.parse(name)
+    except SbxError as error:
+        if os.path.exists(name):  # docker's order
+            error.hint = "the image's name comes first: sbx import NAME SOURCE"
+        raise
     ids, notice = idmap.for_caller(idmap_mode)
     if notice and not quiet:
         output.notice(notice)
