@@ -51,7 +51,7 @@ def debian(folder: Path, packages: str) -> Path:
     if not target.exists():
         include = [f"--include={packages}"] if packages else []
         draft = target.with_suffix(".part.tar")
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", *include, "stable", draft], check=True)
+        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", *include, "trixie", draft], check=True)
         draft.rename(target)
     return target
 
