@@ -77,7 +77,7 @@ def _about_command(errno: int) -> str:
         for folder in {os.getcwd(), home}:
             if host.mounted(folder).point in folders:
                 return f"{host.mounted(folder).point} is mounted noexec, and so is what a sandbox shows of it"
-        return "it lacks the x bit, or its filesystem is mounted noexec"
+        return "it is a folder, lacks the x bit, or its filesystem is mounted noexec"
     return {
         e.ENOEXEC: f"it is not a program for {os.uname().machine}, and no script that begins with #!",
         e.ETXTBSY: "somebody has it open for writing",
