@@ -430,12 +430,26 @@ def _protect(spec: SandboxSpec, request: Request) -> None:
             "setgroups-invalid", f"read --setgroups {printable(request.setgroups)!r}: it is fake, allow or deny"
         )
     spec.deny_groups = request.setgroups != "allow"
+    if warning := _root_notice(spec, request):
+        spec.notices.append(warning)
     unmask = (
         [*MASKED, *READ_ONLY] if "ALL" in request.unmask else [_inside(path, "--unmask") for path in request.unmask]
     )
     spec.masked = [] if bare else [path for path in MASKED if path not in unmask]
     spec.read_only = [] if bare else [path for path in READ_ONLY if path not in unmask]
     spec.sysctls = _sysctls(request, spec, nested)
+
+
+def _root_notice(spec: SandboxSpec, request: Request) -> str:
+    """What root has to know who lets root inside mount or write to /proc/sys: to the kernel it is the same root there.
+
+    Many files of /proc/sys ask for no capability, only for user 0 of the host; what covers them can be unmounted.
+    """
+    mounts = spec.capabilities >> capabilities.NUMBERS["CAP_SYS_ADMIN"] & 1
+    shown = "ALL" in request.unmask or any(path in ("/proc", "/proc/sys") for path in request.unmask)
+    if not (mounts or shown) or not idmap.is_root_of_host():
+        return ""
+    return "you are root, and so is root in this sandbox: with these options it can take over the host"
 
 
 def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str]:

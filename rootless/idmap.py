@@ -186,6 +186,11 @@ def _of_root(file: str) -> list[Range]:
     return [(max(inside, 1), size - (inside == 0)) for inside, _, size in own if size - (inside == 0) > 0]
 
 
+def is_root_of_host() -> bool:
+    """Whether we are user 0 and not in a user namespace that somebody has made for us."""
+    return os.geteuid() == 0 and _read("/proc/self/uid_map").split() == ["0", "0", str(LAST_ID + 1)]
+
+
 def user_name(uid: int) -> str:
     """Return the login name of `uid`, or "" for a user known only by number."""
     for line in _read("/etc/passwd").splitlines():

@@ -151,3 +151,16 @@ def test_what_cannot_be_executed_is_told_all_the_same(sbx: Sbx, trap: Path) -> N
             assert f"execute {path}: " in result.stderr
             assert cause in result.stderr
         assert sbx.ok("exec", "-e", "A=b c", "trap", "sh", "-c", 'echo "$0 $# $A"', "", "x") == " 1 b c"
+
+
+# ── root as the caller ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root as the caller")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [([], False), (["--nested"], False), (["--privileged"], True), (["--cap-add", "ALL"], True),
+     (["--unmask", "ALL"], True), (["--unmask", "/proc/acpi"], False)],
+)  # fmt: skip
+def test_root_is_told_what_is_no_boundary(sbx: Sbx, image: str, options: list[str], told: bool) -> None:
+    assert ("take over the host" in sbx("run", *NONE, *options, image, "true", check=0).stderr) == told
