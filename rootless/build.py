@@ -40,7 +40,7 @@ def sandbox(
     request: Request, image: Image, ids: IdMap, name: str, identity: str, folder: str, peer: Peer | Member | None = None
 ) -> SandboxSpec:
     """Return the complete spec of the sandbox that `request` asks for."""
-    _check_times(request)
+    _check(request)
     on_host = image.reference == HOST
     mounts = _mounts(request)
     workdir = request.workdir or image.working_dir or "/"
@@ -70,7 +70,7 @@ def sandbox(
         user=_check_user(user, "user"), group=_check_user(group, "group"), hostname=hostname,
         limits=_limits(request.ulimit), umask=_umask(request.umask), oom_score=request.oom_score_adj or 0,
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
-        pass_fds=[_pass_fd(text) for text in request.pass_fd], init=not request.no_init,
+        pass_fds=[int(text) for text in request.pass_fd], init=not request.no_init,
         # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
         joined=peer.names if peer else [], notices=[notice] if notice else [],
         nested_users=peer.spec.nested_users if peer else ids.mode != "single",
@@ -92,7 +92,7 @@ def command_in(request: Request, spec: SandboxSpec) -> SandboxSpec:
         user, _, group = request.user.partition(":")
         spec.user, spec.group = _check_user(user, "user"), _check_user(group, "group")
     spec.workdir = _inside(request.workdir or spec.workdir, "working directory")
-    spec.pass_fds = [_pass_fd(text) for text in request.pass_fd]
+    spec.pass_fds = [int(text) for text in request.pass_fd]
     return spec
 
 
@@ -493,7 +493,9 @@ def _limits(words: list[str]) -> dict[str, tuple[int, int]]:
     return limits
 
 
-def _check_times(request: Request) -> None:
+def _check(request: Request) -> None:
+    if request.stats_json == "-":  # we let go of stdout when the command runs, so that its end is the pipe's end
+        raise SbxError("option-invalid", "write what was used to stdout: that is the command's", "name a file")
     for name in ("timeout", "cpu_time"):
         seconds = getattr(request, name)
         if seconds is not None and not seconds > 0:  # not a number is none either
@@ -509,8 +511,17 @@ def _umask(text: str) -> int:
     return int(text, 8)
 
 
-def _pass_fd(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
+def check_descriptors(request: Request) -> None:
+    """Raise SbxError ``fd-invalid`` unless the descriptors that are to be passed on are open.
+
+    To be called before anything of ours is opened: that would be taken for the caller's.
+    """
+    for text in request.pass_fd:
+        _check_descriptor(text)
+
+
+def _check_descriptor(text: str) -> None:
+    if not (text.isdecimal() and text.isascii()) or len(text) > 9:
         raise SbxError("fd-invalid", f"pass descriptor {printable(text)!r}: it is a number")
     try:
         os.fstat(int(text))

@@ -96,6 +96,12 @@ def test_the_summary_names_what_was_used(sbx: Sbx, rootfs: Path) -> None:
     assert [line.split(":")[1].strip() for line in lines[2:5]] == ["memory", "page faults", "context switches"]
 
 
+def test_what_was_used_does_not_go_to_the_commands_stdout(sbx: Sbx, rootfs: Path) -> None:
+    done = sbx("run", "--stats-json", "-", *BOX, rootfs, "echo", "ran")
+    assert (done.status, done.stdout) == (125, "")
+    assert done.stderr == "sbx: write what was used to stdout: that is the command's\nhint: name a file\n"
+
+
 def test_an_account_that_cannot_be_written_is_an_error(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
     done = sbx("run", "--stats-json", tmp_path / "no" / "file", *BOX, rootfs, "true")
     assert (done.status, done.stderr.startswith("sbx: write ")) == (125, True)
