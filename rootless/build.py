@@ -529,4 +529,3 @@ def _check_descriptor(text: str) -> None:
         raise SbxError(
             "fd-invalid", f"pass descriptor {text}: it is not open", f"open it in your shell, as in: {text}<file"
         ) from None
-    return int(text)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
     _prepare_process()
+    build.check_descriptors(request)
     peer = _peer(request)
     ids, notice = (peer.spec.idmap, "") if peer else idmap.for_caller(request.idmap or _usual_map(request))
     say(notice)
@@ -74,6 +75,7 @@ def execute(request: Request) -> int:
     from rootless import joining
 
     _prepare_process()
+    build.check_descriptors(request)
     record = state.find(request.subject)
     wanted = build.command_in(request, spec.unpack(record["spec"]))
     mode = _choose_terminal(request, wanted)

@@ -38,6 +38,19 @@ def test_our_own_sockets_are_hidden_even_where_the_home_is_shown(sbx: Sbx) -> No
         shutil.rmtree(data)
 
 
+# ── descriptors ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_descriptor_of_ours_is_passed_for_the_callers(sbx: Sbx, image: str) -> None:
+    for number in map(str, range(3, 16)):  # none of them is open
+        assert "it is not open" in sbx("run", *NONE, "--pass-fd", number, image, "true", check=125).stderr
+    with running(sbx, "run", *NONE, "--name", "first", image, "sh", "-c", "echo up; cat"):
+        for number in map(str, range(3, 16)):
+            assert "it is not open" in sbx("exec", "--pass-fd", number, "first", "true", check=125).stderr
+            joined = sbx("run", "--join", "first", "--pass-fd", number, image, "true", check=125)
+            assert "it is not open" in joined.stderr
+
+
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
