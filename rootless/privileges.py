@@ -451,7 +451,10 @@ class Exec(Step):
     def _execute(self, path: bytes, argv: list[bytes], child: Child) -> None:
         if self.exposed or syscalls.landlock_version() < 2:
             # What the program between finds it can only tell by number, and it cannot go on to the next folder.
-            if os.stat(path).st_mode & 0o170000 != 0o100000 or not os.access(path, os.X_OK):
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            plain = os.fstat(fd).st_mode & 0o170000 == 0o100000
+            os.close(fd)
+            if not plain or not os.access(path, os.X_OK):
                 raise PermissionError(13, "Permission denied")
             init.become_start(syscalls.MACHINE, path, argv, self.env, child.status)
         os.execve(path, argv, self.env)
