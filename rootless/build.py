@@ -114,13 +114,16 @@ def _mounts(request: Request) -> list[Mount]:
 
 
 def _volume(text: str) -> Mount:
-    """``SOURCE:TARGET[:OPTIONS]``, or ``SOURCE`` alone for the same path inside."""
+    """``SOURCE:TARGET[:OPTIONS]``; one word alone is a volume without a name elsewhere, never the host's folder."""
     source, _, rest = text.partition(":")
     target, _, options = rest.partition(":")
-    if not source or (":" in options):
-        raise SbxError("mount-invalid", f"read volume {printable(text)!r}: it is SOURCE:TARGET[:OPTIONS]",
-                       "paths with a colon need --mount type=bind,source=…,target=…")  # fmt: skip
-    mount = Mount(source=_source(source, text), target=_target(target or os.path.abspath(source), text))
+    if not source or not target or ":" in options:
+        raise SbxError(
+            "mount-invalid",
+            f"read volume {printable(text)!r}: it is SOURCE:TARGET[:OPTIONS]",
+            "paths with a colon need --mount type=bind,source=…,target=…; an empty folder is --tmpfs TARGET",
+        )
+    mount = Mount(source=_source(source, text), target=_target(target, text))
     for option in filter(None, options.split(",")):
         _set_option(mount, option, text)
     return mount

@@ -22,6 +22,7 @@ from rootless import (
     state,
     store,
     syscalls,
+    terminal,
     trees,
 )
 from rootless.errors import SbxError
@@ -216,6 +217,10 @@ def _is_covered() -> bool:
 def _choose_terminal(request: Request, wanted: SandboxSpec) -> SavedMode | None:
     """Decide whether the command gets a terminal, and return the mode to restore ours to."""
     ours = os.isatty(0) and os.isatty(1)
+    if ours and not request.tty and terminal.is_in_background(0):
+        # `sbx run … &`: a job that took the terminal over would be stopped, and one that read from it would steal.
+        ours = False
+        processes.read_nothing()
     wanted.terminal = request.tty or (ours and not request.no_tty)
     wanted.redirect_stderr = os.isatty(2) or not ours
     if wanted.terminal and os.environ.get("TERM"):

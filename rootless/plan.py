@@ -116,10 +116,17 @@ def _oom_score(spec: SandboxSpec) -> list[Step]:
     return [p.RaiseOomScore(spec.oom_score)] if spec.oom_score else []
 
 
-def _landlock(spec: SandboxSpec) -> list[Step]:
-    """Not for a sandbox that may mount, which Landlock forbids; nor for `exec`, which has to see its processes."""
+def _landlock(spec: SandboxSpec, confined: bool) -> list[Step]:
+    """Not for a sandbox that may mount, which Landlock forbids.
+
+    What comes in by `exec` has to see its processes, which a domain of its own would hide: it has none, unless it
+    could reach sockets of the host that the sandbox does not.
+    """
     if not spec.landlock:
         return []
+    if not confined:
+        scoped = ["sockets"] if "net" not in (*spec.namespaces, *spec.joined) else []
+        return [p.ConfineCommand([], scoped, spec.network.tcp_ports, files=False)] if scoped else []
     shared = {"sockets": "net", "signals": "pid"}
     scoped = [name for name, kind in shared.items() if kind not in (*spec.namespaces, *spec.joined)]
     return [p.ConfineCommand(spec.pass_fds, scoped, spec.network.tcp_ports)]
@@ -245,7 +252,7 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = 
         p.BoundCapabilities(spec.capabilities),
         p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
     ]
-    steps += _landlock(spec) if confined else []
+    steps += _landlock(spec, confined)
     steps += [p.SetCapabilities(spec.capabilities), x.ArmDeathSignal()]
     steps += [p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []

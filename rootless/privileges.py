@@ -263,18 +263,19 @@ class ConfineCommand(Step):
     mounts can no longer be changed. Files that the caller handed over (stdin, stdout, stderr and `keep`) can be opened
     again, as /dev/stdout is. `scoped` names what else must not leave: ``sockets`` (abstract ones) and ``signals``,
     where the sandbox shares the host's network or processes (version 6). With `ports`, TCP connects to these alone,
-    (version 4, or this fails). Needs no_new_privs.
+    (version 4, or this fails). Without `files`, only the network is confined. Needs no_new_privs.
     """
 
-    __slots__ = ("keep", "ports", "scoped")
+    __slots__ = ("files", "keep", "ports", "scoped")
 
-    def __init__(self, keep: list[int], scoped: list[str], ports: list[tuple[int, int]]) -> None:
+    def __init__(self, keep: list[int], scoped: list[str], ports: list[tuple[int, int]], files: bool = True) -> None:
+        self.files = files
         self.keep = keep
         self.scoped = scoped
         self.ports = ports
 
     def describe(self) -> str:
-        words = "confine to the sandbox's tree by Landlock" + (
+        words = f"confine {'to the sandbox' + chr(39) + 's tree ' if self.files else ''}by Landlock" + (
             f", {' and '.join(self.scoped)} too" if self.scoped else ""
         )
         return words + (f", TCP to ports {' '.join(f'{a}-{b}' for a, b in self.ports)}" if self.ports else "")
@@ -287,16 +288,24 @@ class ConfineCommand(Step):
             )
         if version < 2:  # before, no file could be moved from folder to folder
             return
-        rights = _landlock_rights(version)
+        rights = _landlock_rights(version) if self.files else 0
         scopes = {"sockets": _SCOPE_ABSTRACT_UNIX_SOCKET, "signals": _SCOPE_SIGNAL}
         scope = sum(scopes[name] for name in self.scoped) if version >= 6 else 0
         connect = syscalls.LANDLOCK_ACCESS_NET_CONNECT_TCP if self.ports else 0
         handled = [rights, connect, scope]
+        if not any(handled):
+            return  # an old kernel, which has nothing to say about sockets
         ruleset = syscalls.landlock_create_ruleset(handled[: 3 if scope else 2 if connect else 1])
-        _allow(ruleset, "/", rights)
+        if self.files:
+            self._allow_files(ruleset, rights)
         for first, last in self.ports:
             for port in range(first, last + 1):
                 syscalls.landlock_add_port(ruleset, port, connect)
+        syscalls.landlock_restrict_self(ruleset)
+        os.close(ruleset)
+
+    def _allow_files(self, ruleset: int, rights: int) -> None:
+        _allow(ruleset, "/", rights)
         for fd in (0, 1, 2, *self.keep):
             folder = os.fstat(fd).st_mode & 0o170000 == 0o040000
             try:
@@ -304,8 +313,6 @@ class ConfineCommand(Step):
             except OSError as error:
                 if error.errno != 77:  # EBADFD: a pipe or a socket, which Landlock has nothing to say about
                     raise
-        syscalls.landlock_restrict_self(ruleset)
-        os.close(ruleset)
 
 
 def _allow(ruleset: int, folder: str, rights: int) -> None:

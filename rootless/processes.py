@@ -196,7 +196,7 @@ class StartProcess(Step):
         cgroup = ""
         if go in dict(poll.poll()):
             if self.names:
-                # Nobody waits for us any more. Not after `exec`: its supervisor is in the sandbox, and would import from
+                # Nobody waits for us any more. Not after `exec`: its supervisor is inside, and would import from
                 # there; nor is the cgroup then its own.
                 from rootless import cgroups
 
@@ -317,6 +317,13 @@ def _remove_apart(folders: list[str]) -> None:
             _remove(folders)
         os._exit(0)
     os.waitpid(pid, 0)
+
+
+def read_nothing() -> None:
+    """Make stdin empty."""
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
 
 
 def release_stdio() -> None:

@@ -88,6 +88,14 @@ class NewSession(Step):
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def is_in_background(fd: int) -> bool:
+    """Whether `fd` is our controlling terminal and a shell has put us into the background: tcgetpgrp(3)."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:
+        return False  # not ours to be in the background of
+
+
 class SavedMode:
     """The mode of the caller's terminal as it was; a descriptor of its own, so that it outlives stdin."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,45 @@ def test_what_cannot_be_executed_is_told_all_the_same(sbx: Sbx, trap: Path) -> N
             assert f"execute {path}: " in result.stderr
             assert cause in result.stderr
         assert sbx.ok("exec", "-e", "A=b c", "trap", "sh", "-c", 'echo "$0 $# $A"', "", "x") == " 1 b c"
+
+
+# ── the host's network ────────────────────────────────────────────────────────────────────────────────────────────────
+
+CONNECT = r"""
+#include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+int main(int count, char **words) {
+    struct sockaddr_un name = {AF_UNIX};
+    strcpy(name.sun_path + 1, words[1]);
+    struct sockaddr_in port = {AF_INET, htons(atoi(words[2])), {htonl(INADDR_LOOPBACK)}};
+    socklen_t size = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(words[1]);
+    printf("%d", connect(socket(AF_UNIX, SOCK_STREAM, 0), (void *)&name, size) ? errno : 0);
+    printf(" %d\\n", connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&port, sizeof port) ? errno : 0);
+    return 0;
+}
+"""
+
+
+@needs.landlock(6)
+def test_a_command_that_comes_in_reaches_no_more_of_the_host(sbx: Sbx, image: str, tmp_path: Path) -> None:
+    needs.enforce("" if shutil.which("gcc") else "no gcc")
+    (tmp_path / "it.c").write_text(CONNECT)
+    subprocess.run(["gcc", "-static", "-o", tmp_path / "it", tmp_path / "it.c"], check=True)
+    name = f"sbx-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as theirs, socket.create_server(("127.0.0.1", 0)) as server:
+        theirs.bind("\0" + name)
+        theirs.listen()
+        port = server.getsockname()[1]
+        words = ["--net", "host", "--net-allow", "192.0.2.1:443", "-v", f"{tmp_path / 'it'}:/it:ro"]
+        assert sbx.ok("run", *words, image, "/it", name, str(port)) == "1 13"
+        with running(sbx, "run", *words, "--name", "first", image, "sh", "-c", "echo up; cat"):
+            assert sbx.ok("exec", "first", "/it", name, str(port)) == "1 13"
 
 
 # ── root as the caller ────────────────────────────────────────────────────────────────────────────────────────────────

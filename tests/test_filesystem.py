@@ -109,7 +109,7 @@ def test_volumes(sbx: Sbx, image: str, folder: Path) -> None:
         "-v",
         f"{folder}/file:/one/deep/file:ro",
         "-v",
-        str(folder),
+        f"{folder}:{folder}",
     ]
     script = f"cat /ro/file /one/deep/file {folder}/file; echo x >/rw/new; echo x >/ro/y; echo x >/one/deep/file"
     result = sbx("run", *NONE, *words, image, "sh", "-c", script)
@@ -118,6 +118,8 @@ def test_volumes(sbx: Sbx, image: str, folder: Path) -> None:
     assert (folder / "new").read_text() == "x\n"
     assert (folder / "new").stat().st_uid == os.geteuid()
     assert (folder / "file").read_text() == "mine\n"
+    alone = sbx("run", *NONE, "-v", folder, image, "true")  # elsewhere a volume without a name: not the host's folder
+    assert (alone.status, "SOURCE:TARGET" in alone.stderr) == (125, True)
     assert not (folder / "y").exists()
 
 

@@ -131,10 +131,20 @@ def test_from_the_background_to_the_foreground(sbx: Sbx, image: str, tty: Callab
     """Taking the terminal over stops us there, and SIGCONT interrupts that."""
     terminal = tty(["/bin/bash", "--norc", "--noediting", "-i"], {**sbx.env, "PS1": "outer> "})
     terminal.expect("outer> ")
-    terminal.line(shlex.join([*COMMAND, "run", *NONE, image, "sh", "-c", 'echo he""re; exit 7']) + " &")
+    terminal.line(shlex.join([*COMMAND, "run", "-t", *NONE, image, "sh", "-c", 'echo he""re; exit 7']) + " &")
     terminal.line("until jobs | grep -q Stopped; do sleep 0.05; done; fg")
     terminal.expect("here.*outer> ")
     terminal.line("echo status=$?")
+    terminal.expect("status=7\r")
+
+
+@needs.program("bash")
+def test_in_the_background(sbx: Sbx, image: str, tty: Callable[..., Terminal]) -> None:
+    """Unasked it takes nothing over there: it goes on, and its stdin is empty."""
+    terminal = tty(["/bin/bash", "--norc", "--noediting", "-i"], {**sbx.env, "PS1": "outer> "})
+    terminal.expect("outer> ")
+    terminal.line(shlex.join([*COMMAND, "run", *NONE, image, "sh", "-c", "cat; test -t 0 || exit 7"]) + " &")
+    terminal.line("wait $!; echo status=$?")
     terminal.expect("status=7\r")
 
 
