@@ -37,7 +37,7 @@ def test_ruff_format() -> None:
 
 
 def test_mypy() -> None:
-    check("mypy", "--cache-dir", CACHE / "mypy", "rootless", "tests")
+    check("mypy", "--cache-dir", os.devnull, "rootless", "tests")  # a cache of an older tree has been wrong before
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
