@@ -418,6 +418,12 @@ def _clock_offsets(request: Request) -> dict[str, int]:
     return offsets
 
 
+def _throttles() -> list[str]:
+    """The counters of processors that were too hot, which tell one sandbox what another computes."""
+    folder = "/sys/devices/system/cpu/cpu{}/thermal_throttle"
+    return [folder.format(number) for number in range(os.cpu_count() or 1)] if os.path.isdir(folder.format(0)) else []
+
+
 def _protect(spec: SandboxSpec, request: Request) -> None:
     """Fill in the protections, less what the request widens."""
     nested = request.nested or request.privileged
@@ -436,9 +442,11 @@ def _protect(spec: SandboxSpec, request: Request) -> None:
     if warning := _root_notice(spec, request):
         spec.notices.append(warning)
     unmask = (
-        [*MASKED, *READ_ONLY] if "ALL" in request.unmask else [_inside(path, "--unmask") for path in request.unmask]
+        [*MASKED, *_throttles(), *READ_ONLY]
+        if "ALL" in request.unmask
+        else [_inside(path, "--unmask") for path in request.unmask]
     )
-    spec.masked = [] if bare else [path for path in MASKED if path not in unmask]
+    spec.masked = [] if bare else [path for path in [*MASKED, *_throttles()] if path not in unmask]
     spec.read_only = [] if bare else [path for path in READ_ONLY if path not in unmask]
     spec.sysctls = _sysctls(request, spec, nested)
 

@@ -169,7 +169,8 @@ class StartProcess(Step):
         if self.parent_removes:
             _remove_apart(self.debris)
             # Together, and only if the parent can't: the first name is to be free at once, as below.
-            cleaning = ["/bin/sh", "-c", 'mv "$1" "$2" && rm -rf "$2"', "sh", *self.remove[0]]
+            script = 'PATH=/usr/bin:/bin; mv "$1" "$2" && rm -rf "$2"'
+            cleaning = ["/bin/sh", "-c", script, "sh", *self.remove[0]]
             init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
         _remove(self.debris)
         status = self._wait(pid, child.go)

@@ -89,7 +89,7 @@ def running(sbx: Sbx, rootfs: Path, *options: str, command: str = "echo up; cat"
                 process.communicate(timeout=20)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
