@@ -89,6 +89,9 @@ def execute(request: Request) -> int:
         if cgroups.is_frozen(cgroup):
             raise SbxError("sandbox-paused", f"run a command in {record['name']}: it is paused", "see: sbx unpause")
     steps = plan.for_exec(wanted, outer, joined, cgroup)
+    for step in steps.inside:
+        if isinstance(step, processes.StartProcess):
+            step.mode = mode
     sandbox = parent.start(steps, wanted.terminal, request.debug)
     for fd in (outer, *joined.values()):
         if fd >= 0:

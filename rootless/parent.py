@@ -22,6 +22,7 @@ The child's end of the go pipe is also its sign of our life: end of file there, 
 from __future__ import annotations
 
 import _signal
+import fcntl
 import os
 import select
 import time
@@ -132,7 +133,10 @@ class Sandbox:
         if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
             raise SbxError("child-lost", "start the sandbox: its first process was killed")
         if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
-            self.master = master
+            # What a killed process had open is closed from the lowest number on: the other end of `go` first, so that
+            # the supervisor knows, and restores our terminal, before the hang-up of its own ends the sandbox.
+            self.master = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, self._go + 1)
+            os.close(master)
 
     def _answer(self, line: bytes, started: Callable[[Sandbox], None] | None) -> None:
         """Do what is due outside when the child says `line`, and let it go on."""

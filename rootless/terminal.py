@@ -51,6 +51,7 @@ class OpenTerminal(Step):
         fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
         # by descriptor, not by the name under /dev/pts: it is the other side of this master, whatever is mounted there
         self.slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        _copy_size(master)  # before the command can ask for it; afterwards the parent follows changes
         if self.console:
             number = int.from_bytes(fcntl.ioctl(master, _TIOCGPTN, bytes(4)), sys.byteorder)
             console = os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600)
@@ -60,6 +61,14 @@ class OpenTerminal(Step):
             os.close(console)
         syscalls.send_fd(child.terminal, master)
         os.close(master)
+
+
+def _copy_size(master: int) -> None:
+    """Give a terminal the window size of the one that is stdout."""
+    try:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(1, termios.TIOCGWINSZ, bytes(8)))
+    except OSError:
+        pass  # stdout is none, or none any more
 
 
 class NewSession(Step):
@@ -166,10 +175,8 @@ class Relay:
 
     def resize(self) -> None:
         """Give the sandbox's terminal the size of the caller's; the kernel signals SIGWINCH inside."""
-        try:
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, fcntl.ioctl(1, termios.TIOCGWINSZ, bytes(8)))
-        except OSError:
-            pass  # stdout is no terminal any more
+        if self.master >= 0:
+            _copy_size(self.master)
 
     def serve(self, fd: int) -> None:
         """Move the bytes that `fd`, one of ours, is ready for."""
@@ -184,10 +191,9 @@ class Relay:
 
     def finish(self) -> None:
         """Show what the sandbox still said, and restore the caller's terminal. Idempotent."""
-        if self.master >= 0:
-            while self._read_inside() or self._from_inside:
-                self._write_outside()
-            self._close()
+        while (self.master >= 0 and self._read_inside()) or self._from_inside:
+            self._write_outside()
+        self._close()
         self.leave()
 
     def _watch(self) -> None:
@@ -254,7 +260,7 @@ class Relay:
             # no more than what a pipe that is ready takes at once: we must not sleep here, deaf to signals
             self._from_inside = self._from_inside[os.write(1, self._from_inside[: select.PIPE_BUF]) :]
         except BlockingIOError:
-            pass
+            select.select([], [1], [])
         except OSError:
             # Nobody reads any more: the sandbox's terminal hangs up (SIGHUP), or it would write for ever.
             self._from_inside = b""
