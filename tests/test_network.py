@@ -351,7 +351,9 @@ def test_a_talkative_helper_is_not_stalled(sbx: Sbx, rootfs: Path, tmp_path: Pat
     script += f"touch {tmp_path}/finished; cat <&4"
     env = fake(tmp_path, "slirp4netns", script)
     with sbx.start("run", "--net", "slirp4netns", "--rootfs", rootfs, "sh", "-c", "cat", env=env) as process:
-        assert until((tmp_path / "finished").exists)
+        if not until((tmp_path / "finished").exists):
+            process.kill()
+            pytest.fail(str(process.communicate(timeout=20)))
         process.communicate(timeout=20)
 
 

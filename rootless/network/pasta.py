@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rootless.spec import Network, SandboxSpec
     from rootless.steps import Undo
 
-LINK = "netns"
+#: Alone in a folder: pasta watches that, and of several things that vanish from it at once it may notice the first only.
+_WATCHED = "net"
+LINK = f"{_WATCHED}/netns"
 _NUMBER = "pasta.pid"
 _SIGTERM = 15
 
@@ -38,6 +40,7 @@ class Attach(OutsideStep):
 
     def execute(self, pid: int) -> Undo:
         link = f"{self.folder}/{LINK}"
+        os.mkdir(f"{self.folder}/{_WATCHED}", 0o700)
         os.symlink(f"/proc/{pid}/ns/net", link)
         program = programs.spawn(
             [*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder
