@@ -316,6 +316,11 @@ def _mount_point(path: str, child: Child, folder: bool) -> int:
         os.close(parent)
 
 
+#: A path that is not there, or not even for root inside, needs no mask. Anything else (no descriptor is left…) means
+#: that it could not be masked.
+_MISSING = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
 class MakeFolder(Step):
     """Make a folder inside where it is missing, such as the working directory that an image names."""
 
@@ -475,7 +480,7 @@ class Mask(Step):
         for path in self.paths:
             try:
                 target = _open_inside(path)
-            except OSError:
+            except _MISSING:
                 continue
             if (os.fstat(target).st_mode & 0o170000) == _FOLDER:
                 # one empty filesystem serves all: each further mask is a copy of the first one's mount
@@ -514,7 +519,7 @@ class ReadOnly(Step):
         for path in self.paths:
             try:
                 target = _open_inside(path)
-            except OSError:
+            except _MISSING:
                 continue
             tree = syscalls.open_tree("", target)
             syscalls.mount_setattr(tree, RDONLY, recursive=True)
