@@ -466,9 +466,10 @@ def _root_notice(spec: SandboxSpec, request: Request) -> str:
 def _sysctls(request: Request, spec: SandboxSpec, nested: bool) -> dict[str, str]:
     sysctls = {}
     if "net" in spec.namespaces:
-        # ping without CAP_NET_RAW, for all groups that there are
+        # ping without CAP_NET_RAW, for all groups that there are: the kernel wants both ends to be groups of the map
+        first = min(m.container_id for m in spec.idmap.gids)
         last = max(m.container_id + m.size - 1 for m in spec.idmap.gids)
-        sysctls["net.ipv4.ping_group_range"] = f"0 {last}"
+        sysctls["net.ipv4.ping_group_range"] = f"{first} {last}"
         sysctls.update(network.sysctls(spec.network))
     if not nested and not spec.joined:
         sysctls["user.max_user_namespaces"] = "0"

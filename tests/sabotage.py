@@ -127,7 +127,7 @@ def main() -> None:
         change(made, named[0])  # type: ignore[arg-type]
         return made
 
-    plan.for_sandbox = sabotaged
+    plan.for_sandbox = sabotaged  # type: ignore[assignment]
     assert options.read("run", sys.argv[2:])
     os._exit(__main__.main())
 
