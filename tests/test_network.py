@@ -16,6 +16,7 @@ import needs
 import pytest
 from conftest import COMMAND, Sbx
 
+from rootless import network
 from rootless.network import names
 from rootless.spec import Network
 
@@ -347,6 +348,8 @@ def test_a_helper_that_fails(
 
 def test_a_talkative_helper_is_not_stalled(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
     """Nobody reads a helper's complaints while it runs; a full pipe must not stop it."""
+    if network.has_ipv6():
+        pytest.skip("this stand-in makes no interface, and with IPv6 there is something to be set on it")
     script = 'printf 1 >&3; i=0; while [ $i -lt 3000 ]; do echo "complaint $i, one of so many" >&2; i=$((i+1)); done\n'
     script += f"touch {tmp_path}/finished; cat <&4"
     env = fake(tmp_path, "slirp4netns", script)

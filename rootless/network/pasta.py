@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rootless.spec import Network, SandboxSpec
     from rootless.steps import Undo
 
-#: Alone in a folder: pasta watches that, and of several things that vanish from it at once it may notice the first only.
+#: Alone in a folder: pasta watches that, and of several things that vanish at once it may notice the first only.
 _WATCHED = "net"
 LINK = f"{_WATCHED}/netns"
 _NUMBER = "pasta.pid"
