@@ -95,7 +95,32 @@ def test_the_whole_of_it() -> None:
     ]
 
 
-EVERYTHING = ["-t", "-v", "/etc:/a/b", "-v", "/usr:/a:ro", "--tmpfs", "/t:size=1m", "--read-only", "-w", "/work", "--ulimit", "nofile=9", "--oom-score-adj", "9", "-u", "guest", "--sysctl", "kernel.msgmax=1", "--unshare", "time", "--clock-offset", "boottime=5", "--device", "/dev/null"]
+EVERYTHING = [
+    "-t",
+    "-v",
+    "/etc:/a/b",
+    "-v",
+    "/usr:/a:ro",
+    "--tmpfs",
+    "/t:size=1m",
+    "--read-only",
+    "-w",
+    "/work",
+    "--ulimit",
+    "nofile=9",
+    "--oom-score-adj",
+    "9",
+    "-u",
+    "guest",
+    "--sysctl",
+    "kernel.msgmax=1",
+    "--unshare",
+    "time",
+    "--clock-offset",
+    "boottime=5",
+    "--device",
+    "/dev/null",
+]
 
 #: Pairs of acts whose order is a fact of the kernel's, or what keeps the sandbox closed.
 ORDER = [
