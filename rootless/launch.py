@@ -166,7 +166,7 @@ def _spec(
     """Return the spec, completed by what depends on this host: network, filter, whether /proc can be fresh."""
     wanted = build.sandbox(request, image, ids, name, identity, folder, peer)
     wanted.filter_name, wanted.filter = _filter(request, wanted)
-    wanted.fresh_proc, wanted.fresh_sys = _fresh(wanted)
+    wanted.fresh_proc, wanted.fresh_sys = _fresh(request, wanted)
     _choose_terminal(request, wanted)
     if any(getattr(request, option) for option in resources.OPTIONS):
         wanted.resources = resources.asked(request)
@@ -198,23 +198,35 @@ def _filter(request: Request, wanted: SandboxSpec) -> tuple[str, bytes]:
     return profile or "default", program
 
 
-def _fresh(wanted: SandboxSpec) -> tuple[bool, bool]:
+def _fresh(request: Request, wanted: SandboxSpec) -> tuple[bool, bool]:
     """Whether the kernel will mount a fresh /proc and /sys: only where nothing of the visible ones is covered."""
     fresh_proc = "pid" in (*wanted.namespaces, *wanted.joined)
     fresh_sys = "net" in (*wanted.namespaces, *wanted.joined)
-    if fresh_proc and _is_covered():
+    if fresh_sys and _is_covered(b"/sys/"):
+        fresh_sys = False
+    if fresh_proc and _is_covered(b"/proc/"):
         say("/proc of this host is partly covered, so the sandbox sees it as it is, with the host's processes")
         fresh_proc = False
+        # Its /proc/sys is write-protected then. What is set unasked can be done without: the filter refuses user
+        # namespaces too.
+        asked = {text.partition("=")[0] for text in request.sysctl}
+        wanted.sysctls = {name: value for name, value in wanted.sysctls.items() if name in asked}
     return fresh_proc, fresh_sys
 
 
-def _is_covered() -> bool:
-    """Whether mounts lie over parts of /proc that have content (over its folders for mounts there may be some)."""
+#: Folders that the kernel made to be mounted on: empty for good, so nothing is hidden there.
+_MADE_FOR_MOUNTS = frozenset(
+    b"/proc/sys/fs/binfmt_misc /proc/fs/nfsd /sys/fs/cgroup /sys/fs/bpf /sys/fs/pstore /sys/fs/fuse/connections"
+    b" /sys/fs/selinux /sys/fs/smackfs /sys/fs/resctrl /sys/kernel/debug /sys/kernel/tracing /sys/kernel/security"
+    b" /sys/kernel/config /sys/firmware/efi/efivars".split()
+)
+
+
+def _is_covered(tree: bytes) -> bool:
+    """Whether mounts lie over parts of `tree` that have content, as in a container."""
     with open("/proc/self/mountinfo", "rb") as stream:
-        points = [line.split(b" ", 5)[4] for line in stream]
-    return any(
-        point.startswith(b"/proc/") and point not in (b"/proc/sys/fs/binfmt_misc", b"/proc/fs/nfsd") for point in points
-    )
+        points = {line.split(b" ", 5)[4] for line in stream}
+    return any(point.startswith(tree) for point in points - _MADE_FOR_MOUNTS)
 
 
 def _choose_terminal(request: Request, wanted: SandboxSpec) -> SavedMode | None:

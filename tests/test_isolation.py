@@ -456,7 +456,7 @@ def test_nothing_is_imported_or_looked_up_inside(sbx: Sbx, image: str, tmp_path:
     assert (done.returncode, b"Traceback" in done.stderr) == (0 if end == "well" else 125, False), done
     calls = calls_inside(trace.read_text())
     assert calls  # the trace has been understood
-    names = [name for call in calls for name in re.findall(r'"([^"]*)"', call)]
+    names = [name for call in calls for name in re.findall(r'"([^"]*)"', call) if not name.endswith("/true")]
     ours = ("/proc", "/dev", "/sys", "/etc", "/tmp", "/no/such")
     assert not [name for name in names if name.startswith("/") and name != "/" and not name.startswith(ours)]
     assert not [name for name in names if re.search(r"\.py|\.so|nsswitch|locale|rootless", name)]

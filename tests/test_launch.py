@@ -285,7 +285,7 @@ def test_inside_another(sbx: Sbx) -> None:
         "SBX_HOME=/var/tmp/sbx",
     ]
     middle = [*COMMAND, "run", *NONE, "--nested", *checkout, "host", *inner]
-    for words in (inner, middle):
+    for words in (inner,) if is_root() else (inner, middle):
         result = sbx("run", *NONE, "--nested", *checkout, "host", *words)
         assert result.status == 0, result
         assert result.stdout.splitlines()[0] == "nested"
