@@ -279,6 +279,8 @@ def test_inside_another(sbx: Sbx) -> None:
     checkout = [
         "-v",
         f"{needs.CHECKOUT}:{needs.CHECKOUT}:ro",
+        "-v",
+        f"{sys.prefix}:{sys.prefix}:ro",  # the interpreter may be in the home folder, which is hidden
         "--tmpfs",
         "/var/tmp/sbx:exec",
         "-e",

@@ -67,6 +67,8 @@ def test_the_first_step_fails(sbx: Sbx) -> None:
         *NONE,
         "-v",
         f"{needs.CHECKOUT}:{needs.CHECKOUT}:ro",
+        "-v",
+        f"{sys.prefix}:{sys.prefix}:ro",  # the interpreter may be in the home folder, which is hidden
         "--tmpfs",
         "/tmp/home",
         "-e",
