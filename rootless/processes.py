@@ -203,9 +203,9 @@ class StartProcess(Step):
 
                 cgroup = cgroups.of_process(pid)
             os.kill(pid, SIGKILL)
-            if self.mode:
-                self.mode.restore()
         status = exit_code(os.waitpid(pid, 0)[1])
+        if self.mode and self.mode.is_orphaned():
+            self.mode.restore()
         if cgroup and cgroups.is_sandbox(cgroup):
             cgroups.remove(cgroup)
         return status

@@ -106,13 +106,28 @@ def is_in_background(fd: int) -> bool:
 
 
 class SavedMode:
-    """The mode of the caller's terminal as it was; a descriptor of its own, so that it outlives stdin."""
+    """The mode of the caller's terminal as it was; a descriptor of its own, so that it outlives stdin.
 
-    __slots__ = ("attributes", "fd")
+    The process that makes it restores it; the supervisor does in its place, if it `is_orphaned`.
+    """
+
+    __slots__ = ("_owner", "attributes", "fd")
 
     def __init__(self, fd: int) -> None:
+        self._owner = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
         self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self.attributes = termios.tcgetattr(fd)
+
+    def is_orphaned(self) -> bool:
+        """Whether the process that made this has ended, or is about to: proc_pid_stat(5), PF_EXITING.
+
+        A killed parent's descriptors are closed one by one: the sandbox may have ended of the terminal's hang-up before
+        there is any other sign.
+        """
+        try:
+            return bool(int(os.pread(self._owner, 4096, 0).rpartition(b")")[2].split()[6]) & 4)
+        except OSError:
+            return True
 
     def restore(self) -> None:
         """Put it back; does nothing when the terminal is gone."""
