@@ -226,7 +226,11 @@ def _is_covered(tree: bytes) -> bool:
     """Whether mounts lie over parts of `tree` that have content, as in a container."""
     with open("/proc/self/mountinfo", "rb") as stream:
         points = {line.split(b" ", 5)[4] for line in stream}
-    return any(point.startswith(tree) for point in points - _MADE_FOR_MOUNTS)
+    return any(
+        point.startswith(tree)
+        and not any(point == place or point.startswith(place + b"/") for place in _MADE_FOR_MOUNTS)
+        for point in points
+    )
 
 
 def _choose_terminal(request: Request, wanted: SandboxSpec) -> SavedMode | None:
