@@ -380,7 +380,7 @@ def tmux(tmp_path: Path, sbx: Sbx) -> Iterator[Tmux]:
     server = Tmux(
         tmp_path / "tmux", {**sbx.env, "SBX": shlex.join(COMMAND), "TERM": "xterm", "PS1": "outer> ", "ENV": ""}
     )
-    server("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "sh")
+    server("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "exec sh")
     yield server
     server("kill-server")
 
