@@ -29,6 +29,13 @@ def mounts() -> list[str]:
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "one that had ended"
+
+
 def kill_one(sbx: Sbx, image: str, seed: int, *words: str) -> None:
     """Start a sandbox, kill one of its processes at a moment that `seed` chooses, and require that all ends."""
     chance = random.Random(seed)
@@ -41,14 +48,23 @@ def kill_one(sbx: Sbx, image: str, seed: int, *words: str) -> None:
         time.sleep(chance.random() * START)  # the moment is meant to be any
         pids = tree(process.pid)
         victim = chance.choice(pids)
-        os.kill(victim, signal.SIGKILL)
+        name = name_of(victim)
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # newuidmap was faster
         pids += tree(process.pid)
         try:
             process.wait(0.5)
         except subprocess.TimeoutExpired:
             # What was killed was not needed (newuidmap, after its work). The whole is ended by its parent.
             process.terminate()
-            process.wait(10)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                doing = [(name_of(pid), Path(f"/proc/{pid}/wchan").read_text()) for pid in tree(process.pid)]
+                process.kill()
+                pytest.fail(f"seed {seed}: {name} was killed, and sbx does not end when it is told to: {doing}")
     for pid in {*pids} - {process.pid}:
         eventually(lambda pid=pid: is_gone(pid), f"process {pid} has ended (seed {seed})")  # type: ignore[misc]
     assert mounts() == before
