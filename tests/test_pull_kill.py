@@ -84,6 +84,8 @@ def whole(puller: Puller, name: str) -> None:
         assert (puller.store / "blobs" / "sha256" / blob.removeprefix("sha256:")).read_bytes() == data
     assert puller.names("tmp") == []
     assert puller.names("partial") == []
+    checked = subprocess.run([*COMMAND, "system", "check"], env=puller.env, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked
 
 
 def rounds(puller: Puller, registry: str, count: int, seed: int) -> None:
