@@ -27,7 +27,7 @@ import os
 import select
 import time
 
-from rootless import child, syscalls
+from rootless import child, programs, syscalls
 from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError, printable
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
@@ -131,7 +131,7 @@ class Sandbox:
         if said:
             raise self._failure(said)
         if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
-            raise SbxError("child-lost", "start the sandbox: its first process was killed")
+            _lose()
         if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
             # What a killed process had open is closed from the lowest number on: the other end of `go` first, so that
             # the supervisor knows, and restores our terminal, before the hang-up of its own ends the sandbox.
@@ -171,11 +171,15 @@ class Sandbox:
             # The child's word first: when the command runs already, the signal is for that.
             if self._status in ready:
                 return os.read(self._status, 4096)
-            for number in self._signals.take():
-                if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
-                    raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
-                # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
-                self._early.append(number)
+            self._hear()
+
+    def _hear(self) -> None:
+        """Take the signals that came during the start; one that means "end" ends it."""
+        for number in self._signals.take():
+            if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+                raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+            # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
+            self._early.append(number)
 
     def _command(self) -> int:
         """Return the id of the command's process, which pid 1 is or has made as its first child."""
@@ -185,10 +189,15 @@ class Sandbox:
             return int(stream.read().split()[0])
 
     def _do(self, steps: list[OutsideStep], pid: int) -> None:
-        for step in steps:
-            undo = _do_outside(step, pid)
-            if undo:
-                self._undo.append(undo)
+        # The child waits for us: what it says or closes meanwhile can only be its end
+        programs.heeded = {self._signals.reader: self._hear, self._status: _lose}
+        try:
+            for step in steps:
+                undo = _do_outside(step, pid)
+                if undo:
+                    self._undo.append(undo)
+        finally:
+            programs.heeded = {}
 
     def _open_namespaces(self) -> None:
         for name in FLAGS:
@@ -375,6 +384,11 @@ class Sandbox:
         if self._signals:
             self._signals.restore()
             self._signals = None  # type: ignore[assignment]
+
+
+def _lose() -> None:
+    """Raise for a child that ended while it was being served."""
+    raise SbxError("child-lost", "start the sandbox: its first process was killed")
 
 
 def _tell(notice: str, raw: bool) -> None:

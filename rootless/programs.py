@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 
-from rootless.errors import SbxError
+from rootless.errors import SbxError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: program → what provides it
 PACKAGES = {
@@ -44,6 +49,14 @@ def require(name: str) -> str:
     raise SbxError("program-missing", f"find {name}: not installed", install_hint(name))
 
 
+PATIENCE = 30.0  #: seconds that a helper program may take; they need milliseconds
+_SIGKILL = 9
+
+#: What ends a wait for a helper program, besides its own end: descriptor → what is to be called when that is readable
+#: (or closed), which raises if it means the end. The parent's: a signal, the sandbox's death.
+heeded: dict[int, Callable[[], None]] = {}
+
+
 class Running:
     """A helper program that was started; `status` is its exit status once finish() has returned."""
 
@@ -55,6 +68,13 @@ class Running:
         self.output = output
         self.status = 0
 
+    def await_ready(self, ready: int) -> bytes:
+        """Wait until the program says something on `ready`, or will never, and return it; b"" if it won't.
+
+        Raises SbxError ``program-stalled`` where it takes too long, or what a heeded descriptor raises: it is killed.
+        """
+        return self._wait_for(ready)
+
     def leave(self) -> None:
         """Let the program end on its own; it has been told to. Its exit is collected by the next spawn()."""
         os.close(self.output)
@@ -62,11 +82,50 @@ class Running:
         _collect()
 
     def finish(self, most: int = 2000) -> str:
-        """Wait for the program to end and return what it said on stderr, the first `most` bytes of it."""
-        said = b"".join(iter(lambda: os.read(self.output, 4096), b""))
+        """Wait for the program to end and return what it said on stderr, the first `most` bytes of it.
+
+        Raises as await_ready() does.
+        """
+        said = b""
+        while data := self._wait_for(self.output):
+            said += data[: most - len(said)]
+        self._wait_for()
         os.close(self.output)
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return said[:most].decode("utf-8", "replace")
+        return said.decode("utf-8", "replace")
+
+    def stop(self, most: int = 2000) -> str:
+        """Wait for the program, which was told to end, and return what it said; kill it if it takes too long."""
+        try:
+            return self.finish(most)
+        except SbxError:
+            return ""
+
+    def _wait_for(self, source: int | None = None) -> bytes:
+        """Return what `source` gives, b"" at its end or the program's; whoever inherited it is not waited for."""
+        ended = os.pidfd_open(self.pid)
+        poll = select.poll()
+        for fd in (ended, *heeded, *([] if source is None else [source])):
+            poll.register(fd, select.POLLIN)
+        try:
+            while ready := dict(poll.poll(int(PATIENCE * 1000))):
+                if ended in ready:
+                    ready = dict(poll.poll(0))  # with what it said just before
+                if source in ready:
+                    return os.read(source, 4096)
+                if ended in ready:
+                    return b""
+                for fd in ready:
+                    heeded[fd]()
+            raise SbxError("program-stalled", f"wait for {printable(self.name)}: not a word in {PATIENCE:.0f} seconds",
+                           "the machine may be too busy; try again")  # fmt: skip
+        except BaseException:
+            os.kill(self.pid, _SIGKILL)
+            self.status = -_SIGKILL
+            self.leave()
+            raise
+        finally:
+            os.close(ended)
 
 
 #: Ids of programs that were left

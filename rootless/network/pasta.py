@@ -45,7 +45,11 @@ class Attach(OutsideStep):
         program = programs.spawn(
             [*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder
         )
-        said = program.finish()
+        try:
+            said = program.finish()
+        except BaseException:
+            os.unlink(link)  # if it went to the background just before it was killed, it ends with this
+            raise
         if program.status:
             raise _failure(said)
         return Helper(self.folder)

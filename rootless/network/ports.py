@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORWARDER = "forward"  #: our forwarder's control socket, in the sandbox's folder
 _LAST = 65535
+_ANSWER = 10.0  #: seconds for an answer, which takes a millisecond
 EACCES, EADDRINUSE, EADDRNOTAVAIL = 13, 98, 99
 
 
@@ -126,11 +127,15 @@ def refusal(port: Port, errno: int) -> SbxError:
 
 
 def ask(folder: str, socket: str, request: str) -> str:
-    """Send one request to the control socket in `folder` and return the answer. Raises OSError where nobody listens."""
+    """Send one request to the control socket in `folder` and return the answer.
+
+    Raises OSError where nobody listens, and TimeoutError where nobody answers.
+    """
     import _socket
 
     above = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    client.settimeout(_ANSWER)
     try:
         client.connect(f"/proc/self/fd/{above}/{socket}")  # the path itself may be longer than a socket's name may be
         client.send(request.encode())

@@ -58,8 +58,13 @@ def start(
         for fd in (says_ready, ends, settings_reader, settings_writer):
             os.close(fd)
     resident = Resident(role, program, alive)
-    said = b"".join(iter(lambda: os.read(ready, 4096), b"")).decode("utf-8", "replace")
-    os.close(ready)
+    try:
+        said = b"".join(iter(lambda: program.await_ready(ready), b"")).decode("utf-8", "replace")
+    except BaseException:
+        resident.forget()
+        raise
+    finally:
+        os.close(ready)
     if said != ".":
         output = resident.finish()
         code, message, hint = [*said.split("\0"), "", "", ""][:3]
@@ -89,10 +94,15 @@ class Resident(Watched):
         """Tell it to end, wait until it has, and return what it said. Idempotent."""
         if self._program is None:
             return ""
+        program = self._program
+        self.forget()
+        return program.stop(1 << 16)
+
+    def forget(self) -> None:
+        """Tell it to end, if it has not, and be done with it."""
         os.close(self._alive)
         os.close(self.fd)
-        program, self._program = self._program, None
-        return program.finish(1 << 16)
+        self._program = None
 
     def lost(self) -> str:
         said = self.finish().strip().splitlines()

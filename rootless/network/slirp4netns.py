@@ -70,8 +70,13 @@ def start(argv: list[str], folder: str) -> Helper:
         os.close(says_ready)
         os.close(ends)
     helper = Helper(program, alive)
-    answer = os.read(ready, 1)
-    os.close(ready)
+    try:
+        answer = program.await_ready(ready)
+    except BaseException:
+        helper.forget()
+        raise
+    finally:
+        os.close(ready)
     if not answer:
         raise failure(helper.finish())
     return helper
@@ -92,19 +97,23 @@ class Helper(Watched):
         if self.holds or self._program is None:
             self.finish()
             return
+        program = self._program
+        self.forget()
+        program.leave()
+
+    def forget(self) -> None:
+        """Tell it to end, if it has not, and be done with it."""
         os.close(self._alive)
         os.close(self.fd)
-        self._program.leave()
         self._program = None
 
     def finish(self) -> str:
         """Tell it to end, wait until it has, and return what it said. Idempotent."""
         if self._program is None:
             return ""
-        os.close(self._alive)
-        os.close(self.fd)
-        program, self._program = self._program, None
-        return program.finish()
+        program = self._program
+        self.forget()
+        return program.stop()
 
     def lost(self) -> str:
         program = self._program
