@@ -55,7 +55,8 @@ def test_the_sandboxs_end_is_heard(sbx: Sbx, rootfs: Path, tmp_path: Path, backe
 
 @pytest.mark.parametrize("backend", USER_MODE)
 def test_patience_ends(sbx: Sbx, rootfs: Path, tmp_path: Path, backend: str) -> None:
-    env = {**sbx.env, **fake(tmp_path, backend, f"echo $$ >{tmp_path}/number; exec sleep 1000")}
+    changes = fake(tmp_path, backend, f"echo $$ >{tmp_path}/number; exec sleep 1000")
+    env = {**sbx.env, "PATH": str(changes["PATH"])}
     words = [sys.executable, "-c", IMPATIENT, "run", "--net", backend, "--rootfs", str(rootfs), "true"]
     start = time.monotonic()
     done = subprocess.run(words, env=env, cwd=needs.CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
