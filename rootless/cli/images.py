@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rootless.cli import output
+from rootless import reference
+from rootless.cli import listing, output
+from rootless.cli.listing import Column
+from rootless.errors import SbxError, printable
 
 if TYPE_CHECKING:
     from rootless.oci.images import Stored
@@ -60,8 +64,7 @@ def import_(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="tell nothing but the image's id")] = False,
 ) -> None:
     """Make an image of a root filesystem, or take one in from elsewhere, and print its id."""
-    from rootless import idmap, reference
-    from rootless.errors import SbxError
+    from rootless import idmap
     from rootless.oci import imports, manifest
     from rootless.oci.tar import Limits
 
@@ -100,8 +103,6 @@ def _tell_left_out(summary: dict[str, Any]) -> None:
 
 def _size(text: str) -> int:
     """Return a number of bytes; k, m, g and t are powers of 1024."""
-    from rootless.errors import SbxError
-
     digits = text.lower().removesuffix("b").removesuffix("i")
     factor = {"k": 10, "m": 20, "g": 30, "t": 40}.get(digits[-1:], 0)
     digits = digits[:-1] if factor else digits
@@ -117,11 +118,16 @@ def images(
     json: Json = False,
     digests: Annotated[bool, typer.Option("--digests", help="show the digests of the manifests")] = False,
     quiet: Quiet = False,
+    filter: listing.Filters = [],  # noqa: B006
+    form: listing.Format = "",
     no_trunc: NoTrunc = False,
     all: Annotated[bool, typer.Option("--all", "-a", help="accepted for docker's sake: no image is hidden")] = False,
 ) -> None:
-    """List the images in the store."""
-    from rootless import reference
+    """List the images in the store.
+
+    Filters are reference (a pattern), label and dangling.
+    Templates have .ID .Repository .Tag .Digest .CreatedAt .CreatedSince .Size
+    """
     from rootless.oci import images as store
 
     wanted = reference.parse(name) if name else None
@@ -135,10 +141,14 @@ def images(
                 found.append(entry)
         else:
             output.notice(entry.message)
-    if json:
+    found = listing.choose(found, filter, FILTERS)
+    if json or form == "json":
         output.json([_summary(image) for image in found])
     elif quiet:
         output.lines(dict.fromkeys(image.id for image in found))
+    elif form:
+        id_column = {"ID": Column("ID", lambda image: image.id)} if no_trunc else {}
+        listing.show(form, found, COLUMNS | id_column)
     else:
         head = ["IMAGE", "ID", "CREATED", "SIZE"]
         rows = [
@@ -181,7 +191,6 @@ def rmi(
 
     Layers that a running sandbox uses stay until it has ended and something else is removed.
     """
-    from rootless.errors import SbxError
     from rootless.oci import collect, layout
     from rootless.oci import images as store
 
@@ -208,7 +217,6 @@ def tag(
     targets: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)],
 ) -> None:
     """Give an image more names."""
-    from rootless import reference
     from rootless.oci import images as store
     from rootless.oci import layout
 
@@ -293,3 +301,48 @@ def age(created: str) -> str:
             number = int(seconds // length)
             return f"{number} {unit}{'s' * (number > 1)} ago"
     return "just now" if seconds > -60 else "in the future"
+
+
+def _matches(pattern: str) -> listing.Test:
+    """Return the test of a filter ``reference=PATTERN``, of the name with or without its tag, as docker shows it."""
+    import fnmatch
+
+    def test(image: Stored) -> bool:
+        name = _name(image)
+        names = (name.familiar, f"{_repository(image)}:{name.tag}", _repository(image), name.name, str(name))
+        return any(fnmatch.fnmatchcase(one, pattern) for one in names)
+
+    return test
+
+
+def _is_dangling(value: str) -> listing.Test:
+    """An image is in the store by its names, so that none is without one."""
+    if value not in ("true", "false", "1", "0"):
+        raise SbxError("filter-invalid", f"read --filter dangling={printable(value)}: it is true or false")
+    return lambda image: value in ("false", "0")
+
+
+def _name(image: Stored) -> reference.Reference:
+    return reference.parse(image.reference)
+
+
+def _repository(image: Stored) -> str:
+    name = _name(image)
+    return reference.Reference(name.registry, name.repository, reference.DEFAULT_TAG).familiar
+
+
+COLUMNS = {
+    "ID": Column("ID", lambda image: short(image.id)),
+    "Repository": Column("REPOSITORY", _repository),
+    "Tag": Column("TAG", lambda image: _name(image).tag or "<none>"),
+    "Digest": Column("DIGEST", lambda image: image.digest),
+    "CreatedAt": Column("CREATED AT", lambda image: image.config.created),
+    "CreatedSince": Column("CREATED", lambda image: age(image.config.created)),
+    "Size": Column("SIZE", lambda image: size_text(image.size)),
+    "Label": Column("", lambda image: image.config.labels),
+}
+FILTERS: dict[str, Callable[[str], listing.Test]] = {
+    "reference": _matches,
+    "label": lambda value: listing.has_label(value, lambda image: image.config.labels),
+    "dangling": _is_dangling,
+}

@@ -78,8 +78,12 @@ OPTIONS = {
 OTHERS = {
     "login -p": "others see a command line: --password-stdin",
     "login --password": "others see a command line: --password-stdin",
-    "ps --format": "--json, and jq",
-    "images --format": "--json, and jq",
+    "ps -n": "all that run are shown: nothing stays of what ended",
+    "ps --last": "all that run are shown: nothing stays of what ended",
+    "ps -l": "the last line is the latest",
+    "ps --latest": "the last line is the latest",
+    "ps -s": "what they use is shown by: sbx stats --once",
+    "ps --size": "what they use is shown by: sbx stats --once",
     "inspect --format": "it prints JSON: jq",
     "inspect -f": "it prints JSON: jq",
 }

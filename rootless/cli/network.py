@@ -46,7 +46,7 @@ def port(
     for text in add:
         for asked in ports.parse(text):
             ports.tell(asked, _add(record, wanted, asked))
-    published = [found for _, _, found in _published(wanted)]
+    published = [found for _, _, found in entries(wanted)]
     if inside:
         published = [
             found
@@ -65,7 +65,7 @@ def port(
         output.lines(ports.show(found) for found in published)
 
 
-def _published(wanted: SandboxSpec) -> list[tuple[str, int, Port]]:
+def entries(wanted: SandboxSpec) -> list[tuple[str, int, Port]]:
     """Return the control socket, number and meaning of each published port, in the order of the ports inside."""
     found = []
     for socket in (slirp4netns.SOCKET, ports.FORWARDER):
@@ -120,7 +120,7 @@ def _remove(wanted: SandboxSpec, text: str) -> None:
     address = address.strip("[]")
     if not number.isdecimal():
         raise SbxError("port-invalid", f"remove port {text!r}: it is [IP:]HOST[/tcp|udp]")
-    for socket, entry, found in _published(wanted):
+    for socket, entry, found in entries(wanted):
         if (found.host, found.protocol) == (int(number), protocol or "tcp") and address in ("", found.address):
             answer = ports.ask(
                 wanted.folder, socket, f'{{"execute": "remove_hostfwd", "arguments": {{"id": {entry}}}}}'

@@ -19,6 +19,11 @@ def lines(texts: Iterable[str]) -> None:
         sys.stdout.write(printable(text) + "\n")
 
 
+def formatted(texts: Iterable[str]) -> None:
+    """Print each text, which a template made of the user's own words and of what is printable, on a line of its own."""
+    sys.stdout.writelines(text + "\n" for text in texts)
+
+
 def json(value: Any) -> None:
     """Print `value` as JSON, indented, in ASCII."""
     sys.stdout.write(_json.dumps(value, indent=2) + "\n")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rootless import capabilities, cgroups, spec, state
-from rootless.cli import limits, output
+from rootless.cli import limits, listing, output, running
 from rootless.errors import SbxError
 from rootless.parent import FORWARDED
 
@@ -31,16 +31,27 @@ Names = Annotated[
 def ps(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print ids only")] = False,
+    filter: listing.Filters = [],  # noqa: B006
+    form: listing.Format = "",
     all: Annotated[
         bool, typer.Option("--all", "-a", help="accepted for docker's sake: nothing stays of what ended")
     ] = False,
+    no_trunc: Annotated[
+        bool, typer.Option("--no-trunc", help="accepted for docker's sake: nothing is shortened")
+    ] = False,
 ) -> None:
-    """List the sandboxes that run."""
-    records = state.running()
+    """List the sandboxes that run.
+
+    Filters are id, name (regular expressions), status, ancestor (an image), network and volume.
+    Templates have .ID .Names .Image .Command .CreatedAt .RunningFor .Status .State .Ports .Mounts .Networks .Pid
+    """
+    records = listing.choose(state.running(), filter, running.FILTERS)
     if quiet:
         output.lines(record["id"] for record in records)
-    elif json:
+    elif json or form == "json":
         output.json([_summary(record) for record in records])
+    elif form:
+        listing.show(form, records, running.COLUMNS)
     else:
         output.table(("ID", "NAME", "IMAGE", "COMMAND", "UP", "PID"), [_row(record) for record in records])
 
