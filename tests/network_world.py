@@ -1,8 +1,8 @@
 """A small internet in namespaces of its own: ``unshare -Urnm python3 network_world.py RESOLV_CONF COMMAND…``.
 
 Everything is on the loopback interface of a new net namespace: addresses from the documentation ranges, a server that
-answers each connection with the address it came to, and a resolver for a few names. COMMAND runs there, as the only
-one; its exit status is ours.
+answers each connection with the address it came to, a resolver for a few names, and one that is mute. COMMAND runs
+there, as the only one; its exit status is ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ NAMES = {
     "other.example": (["203.0.113.9"], 60),
     "metadata.example": (["169.254.169.254"], 60),
     "lan-only": (["198.51.100.2"], 60),
+    "bare.example": ([], 60),
 }
+BROKEN = "broken.example"  #: the resolver fails on it
+MUTE = "127.0.0.8"
 
 
 def encode(name: str) -> bytes:
@@ -50,7 +53,7 @@ def resolve(asked: list[str]) -> None:
         records = [b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, seconds, 4) + data for data in found] + (
             [stray] if found else []
         )
-        flags = 0x8180 if name in NAMES else 0x8183
+        flags = 0x8180 if name in NAMES else 0x8182 if name == BROKEN else 0x8183
         head = query[:2] + struct.pack("!HHHHH", flags, 1, len(records), 0, 0)
         server.sendto(head + query[12 : position + 5] + b"".join(records), client)
 
@@ -73,12 +76,15 @@ def main() -> int:
     with open(sys.argv[1], "w") as stream:
         stream.write("nameserver 127.0.0.1\n")
     subprocess.run(["mount", "--bind", sys.argv[1], os.path.realpath("/etc/resolv.conf")], check=True)
+    mute = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    mute.bind((MUTE, 53))
     asked: list[str] = []
     threading.Thread(target=resolve, args=(asked,), daemon=True).start()
     for address in ADDRESSES:
         for port in PORTS:
             threading.Thread(target=serve, args=(address, port), daemon=True).start()
     done = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL)
+    mute.close()
     with open(sys.argv[1] + ".asked", "w") as stream:
         json.dump(asked, stream)
     return done.returncode

@@ -43,6 +43,12 @@ def question(message: bytes) -> Question:
     return Question(name, struct.unpack_from("!H", message, end)[0], message[12 : end + 4])
 
 
+def query(name: str, kind: int) -> bytes:
+    """Return the question for the records of `kind` that `name`, in ASCII, has."""
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
+    return os.urandom(2) + struct.pack("!HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
 def reply(query: bytes, asked: Question | None, code: int, extended: int = 0) -> bytes:
     """Return an answer without records to `query`; with `extended` where the query speaks EDNS."""
     flags = 0x8080 | (struct.unpack_from("!H", query, 2)[0] & 0x0110) | code
@@ -115,16 +121,16 @@ def _name(message: bytes, position: int) -> tuple[str, int]:
     return b".".join(labels).decode("latin-1").lower(), end
 
 
-def ask(query: bytes, asked: Question, servers: list[str]) -> bytes | None:
+def ask(query: bytes, asked: Question, servers: list[str], seconds: float = _TIMEOUT) -> bytes | None:
     """Pass `query` on to the first of `servers` that answers, and return its answer; None if none does.
 
-    A truncated answer is asked for again over TCP.
+    Each is asked twice and given `seconds` each time. A truncated answer is asked for again over TCP.
     """
     for server in servers * 2:
         try:
-            found = _ask_udp(query, asked, server)
+            found = _ask_udp(query, asked, server, seconds)
             if struct.unpack_from("!H", found, 2)[0] & _TRUNCATED:
-                found = _ask_tcp(query, asked, server)
+                found = _ask_tcp(query, asked, server, seconds)
             return query[:2] + found[2:]
         except (OSError, ValueError):
             continue
@@ -135,11 +141,11 @@ def _family(server: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in server else socket.AF_INET
 
 
-def _ask_udp(query: bytes, asked: Question, server: str) -> bytes:
+def _ask_udp(query: bytes, asked: Question, server: str, seconds: float) -> bytes:
     identity = os.urandom(2)
     # connected: only the server's own answers are received; and a port of its own for each question
     with socket.socket(_family(server), socket.SOCK_DGRAM) as link:
-        link.settimeout(_TIMEOUT)
+        link.settimeout(seconds)
         link.connect((server, 53))
         link.send(identity + query[2:])
         while True:
@@ -148,9 +154,9 @@ def _ask_udp(query: bytes, asked: Question, server: str) -> bytes:
                 return found
 
 
-def _ask_tcp(query: bytes, asked: Question, server: str) -> bytes:
+def _ask_tcp(query: bytes, asked: Question, server: str, seconds: float) -> bytes:
     identity = os.urandom(2)
-    with socket.create_connection((server, 53), _TIMEOUT) as link:
+    with socket.create_connection((server, 53), seconds) as link:
         link.sendall(struct.pack("!H", len(query)) + identity + query[2:])
         with link.makefile("rb") as stream:
             found = stream.read(struct.unpack("!H", stream.read(2).ljust(2, b"\0"))[0])

@@ -22,7 +22,7 @@ from typing import Any
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.network import dns, names, nflog, resident, rules
+from rootless.network import dns, lookup, names, nflog, resident, rules
 from rootless.network.within import Within
 
 _SHORTEST = 30  #: seconds that an answer stays allowed at least: who got it has to connect
@@ -33,6 +33,7 @@ def serve(settings: dict[str, Any]) -> None:
     """Set the rules up, then answer and record until ALIVE ends; say then what was refused, or learnt."""
     within = Within()
     guard = Guard(within, settings)
+    lookups = lookup.Lookup(settings["names"], guard.upstream())  # answered while the rules are set up
     wanted = rules.from_settings(settings["rules"])
     if said := within.run(programs.require("nft"), rules.script(wanted, settings["everything"])):
         raise SbxError("network-rules", f"set up the network's rules: nft: {printable(said.splitlines()[0])}",
@@ -41,7 +42,7 @@ def serve(settings: dict[str, Any]) -> None:
     nflog.bind(log, rules.LOG_GROUP)
     udp = within.listen("udp", names.GUARD, 53)
     tcp = within.listen("tcp", names.GUARD, 53)
-    os.write(resident.READY, b".")
+    os.write(resident.READY, b"." + lookups.result(settings["best_effort"]).encode())
     os.close(resident.READY)
     acts = {
         udp.fileno(): lambda: guard.take_datagram(udp),
@@ -130,7 +131,7 @@ class Guard:
             self._record(event="ask", name=asked.name, allowed=False)
             self._count(asked.name)
             return dns.reply(query, asked, dns.NAME_ERROR, dns.BLOCKED)
-        found = dns.ask(query, asked, self._upstream())
+        found = dns.ask(query, asked, self.upstream())
         if found is None:
             self._record(event="ask", name=asked.name, allowed=True, answer="none: no resolver answers")
             return dns.reply(query, asked, dns.SERVER_FAILURE)
@@ -142,8 +143,8 @@ class Guard:
         self._pin(asked.name, answer, about)
         return found
 
-    def _upstream(self) -> list[str]:
-        """The resolvers that were asked for, or those that the host has now."""
+    def upstream(self) -> list[str]:
+        """Return the resolvers that were asked for, or those that the host has now."""
         if self._servers:
             return self._servers
         try:

@@ -45,12 +45,13 @@ def check_capabilities(capabilities: int) -> None:
 class Guard(OutsideStep):
     """Start the guard and wait until the rules hold and names are answered."""
 
-    __slots__ = ("folder", "hosts", "network")
+    __slots__ = ("best_effort", "folder", "hosts", "network")
 
-    def __init__(self, network: Network, folder: str, hosts: str) -> None:
+    def __init__(self, network: Network, folder: str, hosts: str, best_effort: bool) -> None:
         self.network = network
         self.folder = folder
         self.hosts = hosts
+        self.best_effort = best_effort
 
     def describe(self) -> str:
         return f"allow the network {', '.join(self.network.allow) or 'everything, and record it'}"
@@ -67,6 +68,8 @@ class Guard(OutsideStep):
         from rootless.network import rules
 
         parsed = [rules.parse(text) for text in self.network.allow]
+        everything = self.network.learn or not parsed
+        known_inside = {name.lower() for line in self.hosts.splitlines() for name in line.split()[1:]}
         # A name in the sandbox's /etc/hosts is never asked for: what it says there is allowed as it stands
         for line in self.hosts.splitlines():
             address, *known = line.split()
@@ -75,10 +78,14 @@ class Guard(OutsideStep):
                 for rule in parsed
                 if any(rule.covers(name.lower()) for name in known)
             ]
-        return {"rules": rules.to_settings(parsed), "everything": not self.network.allow or self.network.learn,
-                "learn": self.network.learn, "log": self.network.log, "servers": self.network.servers}  # fmt: skip
+        exact = [rule.name for rule in parsed if rule.name and not rule.name.startswith("*.")]
+        return {
+            "rules": rules.to_settings(parsed), "everything": everything, "learn": self.network.learn,
+            "log": self.network.log, "servers": self.network.servers, "best_effort": self.best_effort,
+            "names": [] if everything else [name for name in exact if name not in known_inside],
+        }  # fmt: skip
 
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's step."""
-    return [Guard(spec.network, spec.folder, spec.files.get("/etc/hosts", ""))]
+    return [Guard(spec.network, spec.folder, spec.files.get("/etc/hosts", ""), spec.best_effort)]

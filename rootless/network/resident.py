@@ -1,7 +1,8 @@
 """Programs of our own that serve a sandbox's network while it runs: how they are started and watched. Outside.
 
-Each is a Python process that runs serve.py. It gets descriptors and nothing else: READY, on which it says "." or what
-went wrong; ALIVE, whose end tells it to end, whatever has ended us; the namespaces; and its settings.
+Each is a Python process that runs serve.py. It gets descriptors and nothing else: READY, on which it says "." and what
+the user should know, or what went wrong; ALIVE, whose end tells it to end, whatever has ended us; the namespaces; and
+its settings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 
 from rootless import programs
-from rootless.errors import SbxError
+from rootless.errors import SbxError, printable
 from rootless.steps import Watched
 
 TYPE_CHECKING = False
@@ -65,7 +66,7 @@ def start(
         raise
     finally:
         os.close(ready)
-    if said != ".":
+    if not said.startswith("."):
         output = resident.finish()
         code, message, hint = [*said.split("\0"), "", "", ""][:3]
         raise SbxError(
@@ -73,6 +74,8 @@ def start(
             message or f"start {role}: {(output.strip().splitlines() or ['it ended'])[-1]}",
             hint,
         )
+    if said != ".":
+        os.write(2, f"sbx: {printable(said[1:])}\n".encode("utf-8", "replace"))
     return resident
 
 
