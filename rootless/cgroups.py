@@ -92,11 +92,24 @@ def is_hybrid() -> bool:
 def find(pid: int, name: str) -> Subtree:
     """Return a subtree in which the process `pid` can be given a cgroup: the first that there is of
 
-    the cgroup that we are in, where it is delegated to us; the one that SBX_CGROUP names; a transient scope of the
-    systemd of the user, called `name`; ``sbx-UID`` at the top, which an administrator made.
+    the one that SBX_CGROUP names, which must be fit for it; the cgroup that we are in, where it is delegated to us; a
+    transient scope of the systemd of the user, called `name`; ``sbx-UID`` at the top, which an administrator made.
 
-    Raises SbxError ``cgroup-missing`` with the reason, and the cure as its hint.
+    Raises SbxError ``cgroup-missing`` or ``cgroup-unusable`` with the reason, and the cure as its hint.
     """
+    found = look()
+    if found:
+        return found
+    paths.allow_packages()
+    from rootless import systemd  # D-Bus costs 20 ms, and only those whose limits need it pay for them
+
+    # We too: the scope, and the sandbox's counters with it, would vanish with the last process in it.
+    systemd.start_scope(name + ".scope", [pid, os.getpid()])
+    return Subtree(of_process(pid), f"the scope {name} of systemd")
+
+
+def look() -> Subtree | None:
+    """Return the subtree that is there without being asked for; None where systemd is to be asked. Raises as find()."""
     top = mount_point()
     if not top:
         raise SbxError(
@@ -105,17 +118,12 @@ def find(pid: int, name: str) -> Subtree:
             "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 on /sys/fs/cgroup",
         )
     own = of_process()
+    if named := os.environ.get("SBX_CGROUP", ""):
+        return Subtree(_named(named, top, own), "SBX_CGROUP")
     if own and (path := _delegated(own, top)):
         return Subtree(path, "the cgroup that we are in")
-    if named := os.environ.get("SBX_CGROUP", ""):
-        return Subtree(_named(named, top), "SBX_CGROUP")
     if os.path.isdir("/run/systemd/system"):
-        paths.allow_packages()
-        from rootless import systemd  # D-Bus costs 20 ms, and only those whose limits need it pay for them
-
-        # We too: the scope, and the sandbox's counters with it, would vanish with the last process in it.
-        systemd.start_scope(name + ".scope", [pid, os.getpid()])
-        return Subtree(of_process(pid), f"the scope {name} of systemd")
+        return None
     path = f"{top}/{PREFIX}{os.geteuid()}"
     if _is_ours(path):
         return Subtree(path, "the subtree that an administrator made")
@@ -166,14 +174,27 @@ def _is_marked(folder: str) -> bool:
     return False
 
 
-def _named(text: str, top: str) -> str:
-    path = os.path.normpath(text if text.startswith(top + "/") else f"{top}/{text}")
-    if not _is_ours(path):
-        raise SbxError(
-            "cgroup-unusable",
-            f"use SBX_CGROUP {printable(path)}: it is no cgroup that you own",
-            "an administrator delegates it: chown it, its cgroup.procs and its cgroup.subtree_control to you",
-        )
+def _named(text: str, top: str, own: str) -> str:
+    """Return the folder of the cgroup `text`, a path in the tree or the folder's own; `own` is that of ours.
+
+    Raises SbxError ``cgroup-unusable``: what somebody named is used, or it is told why not.
+    """
+    path = os.path.normpath(text if text == top or text.startswith(top + "/") else f"{top}/{text}")
+    cause, cure = "", "it is named as in /proc/PID/cgroup, or by its folder"
+    if not os.path.isdir(path) or not (path + "/").startswith(top + "/"):
+        elsewhere = os.path.isabs(text) and os.path.exists(text)
+        cause = f"it is not in the cgroup v2 tree, {top}" if elsewhere else "there is no such cgroup"
+    elif not _is_ours(path):
+        cause = "it is no cgroup that you own"
+        cure = "an administrator delegates it: chown it, its cgroup.procs and its cgroup.subtree_control to you"
+    elif (kind := read(path, "cgroup.type")) not in ("", "domain"):
+        cause, cure = f"it is of the type {kind}, in which no limits can be set", "name one of the type domain"
+    elif (pids := read(path, "cgroup.procs").split()) and path != own:
+        # Those in our own are moved to a leaf, since they are the caller's shell and we; these are strangers.
+        cause = f"processes are in it: {' '.join(pids[:5])}{' …' if len(pids) > 5 else ''}"
+        cure = "processes may only be in leaves: name an empty one, or move them to a cgroup below it"
+    if cause:
+        raise SbxError("cgroup-unusable", f"use SBX_CGROUP {printable(path)}: {cause}", cure)
     return path
 
 
@@ -379,8 +400,13 @@ def is_frozen(path: str) -> bool:
 
 
 def freeze(path: str, frozen: bool) -> None:
-    """Stop all processes in the cgroup, or let them go on; return when they have."""
-    write(path, "cgroup.freeze", "1" if frozen else "0")
+    """Stop all processes in the cgroup, or let them go on; return when they have. Raises SbxError."""
+    try:
+        write(path, "cgroup.freeze", "1" if frozen else "0")
+    except FileNotFoundError:
+        if os.path.isdir(path):
+            raise SbxError("kernel-old", "stop a cgroup: this kernel cannot; Linux 5.2 can") from None
+        raise SbxError("sandbox-gone", "stop a sandbox: it has just ended") from None
     _await_event(path, "frozen", "1" if frozen else "0")
 
 
@@ -496,6 +522,8 @@ class Enter(OutsideStep):
             self.means = subtree.means
             self.path, self.lock = create(subtree, self.name, pid, {*wanted, *counted})
         except SbxError as error:
+            if error.code == "cgroup-unusable" and not self.best_effort:
+                raise  # somebody meant a certain one
             if self.limits and not self.best_effort:
                 raise SbxError(error.code, f"{self._act()}: {error.message}", self._cure(error.hint)) from None
             self.warnings += [f"{self._act()}: {error.message}"] if self.limits else []

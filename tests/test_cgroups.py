@@ -133,28 +133,60 @@ def test_counting_needs_no_cgroup(sbx: Sbx, rootfs: Path) -> None:
     assert done.stderr.startswith("sbx: ended: exit, status 3\n")
 
 
-def test_a_cgroup_that_is_not_ours_is_not_used(sbx: Sbx, rootfs: Path) -> None:
-    top = cgroups.mount_point()
-    if not top or cgroups._delegated(cgroups.of_process(), top):
-        pytest.skip("no cgroup v2 tree, or our own part of it is delegated and comes first")
-    if not (available := cgroups.read(top, "cgroup.controllers").split()):
-        pytest.skip("the cgroup v2 tree of this host has no controllers")
-    limit = "memory.low=0" if "memory" in available else f"{available[0]}.max=1"
-    done = sbx("run", "--cgroup-conf", limit, *BOX, rootfs, "true", env={"SBX_CGROUP": "/"})
-    assert done.status == 125
-    assert f"use SBX_CGROUP {top}" in done.stderr
+v2 = pytest.mark.skipif(not cgroups.mount_point(), reason="no cgroup v2 tree is mounted here")
+
+
+@v2
+@pytest.mark.parametrize(
+    ("named", "cause"),
+    [
+        pytest.param("/", "it is no cgroup that you own", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root")),
+        ("nowhere", "there is no such cgroup"),
+        ("/sbx-1/../sbx-0", "there is no such cgroup"),
+        ("cgroup.procs", "there is no such cgroup"),
+        ("../../../tmp", "there is no such cgroup"),
+        ("/tmp", "it is not in the cgroup v2 tree, "),
+        ("no\nlines\033[0m", "there is no such cgroup"),
+    ],
+)
+def test_a_named_cgroup_that_cannot_be_used_is_an_error(sbx: Sbx, rootfs: Path, named: str, cause: str) -> None:
+    """Also where nothing but an account is asked for, and where our own cgroup would do."""
+    done = sbx("run", "--stats", *BOX, rootfs, "echo", "ran", env={"SBX_CGROUP": named})
+    message, hint = done.stderr.rstrip("\n").split("\n")
+    assert (done.status, done.stdout) == (125, "")
+    assert message.startswith(f"sbx: use SBX_CGROUP {cgroups.mount_point()}") or "../" in named
+    assert cause in message
+    assert hint.startswith("hint: ")
+    best = sbx("run", "--stats", "--best-effort", *BOX, rootfs, "echo", "ran", env={"SBX_CGROUP": named})
+    assert (best.status, best.stdout) == (0, "ran\n")
+
+
+@v2
+def test_a_v1_cgroup_cannot_be_named(sbx: Sbx, rootfs: Path) -> None:
+    with open("/proc/self/mounts") as stream:
+        old = next((line.split()[1] for line in stream if line.split()[2] == "cgroup"), "")
+    if not old:
+        pytest.skip("no cgroup v1 tree here")
+    done = sbx("run", "--stats", *BOX, rootfs, "true", env={"SBX_CGROUP": old})
+    assert (done.status, "it is not in the cgroup v2 tree, " in done.stderr) == (125, True)
 
 
 def test_commands_on_a_sandbox_without_cgroup(sbx: Sbx, rootfs: Path) -> None:
     process = sbx.start("run", "--name", "plain", *BOX, rootfs, "sh", "-c", "echo up; exec sleep 100")
     assert process.stdout
     process.stdout.readline()
-    for command in (["pause"], ["update", "--pids", "9"]):
+    try:
+        cgroups.look()
+        cause, cure = "it was started without limits", ""
+    except SbxError as error:
+        cause, cure = error.message.removeprefix("find a cgroup: "), error.hint + "; then "
+        if "none was delegated" in cause:
+            assert cure == "as root: sh helpers/delegate-cgroup PID-OF-YOUR-SHELL; then "
+    cure += "start it with --stats, or with a limit such as --pids 10000"
+    for command in (["pause"], ["unpause"], ["update", "--pids", "9"]):
         done = sbx(*command, "plain")
-        assert (done.status, done.stderr.split("\n")[0]) == (
-            125,
-            "sbx: find the cgroup of plain: it was started without limits, so it has none",
-        )
+        said = f"sbx: {command[0]} plain: it has no cgroup of its own: {cause}\nhint: {cure}\n"
+        assert (done.status, done.stdout, done.stderr) == (125, "", said)
     assert "sleep 100" in sbx.ok("top", "plain")
     assert '"source": "processes"' in sbx.ok("stats", "--json", "--once", "plain")
     process.terminate()

@@ -131,7 +131,7 @@ def test_processors_are_chosen(sbx: Sbx, rootfs: Path) -> None:
 def test_debug_says_where_the_cgroup_is(sbx: Sbx, rootfs: Path) -> None:
     said = sbx("run", "--debug", "--memory", "64m", *BOX, rootfs, "true", check=0).stderr
     assert re.search(
-        r"^sbx: cgroup /sys/fs/cgroup/.*/sbx-\w+, made in (the cgroup that we are in|the scope)", said, re.M
+        r"^sbx: cgroup /sys/fs/cgroup/.*/sbx-\w+, made in (the cgroup that we are in|the scope|SBX_CGROUP)", said, re.M
     )
 
 
@@ -198,16 +198,104 @@ def test_update_pause_kill(sbx: Sbx, rootfs: Path) -> None:
         assert process.returncode == 137
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may move processes from one part of the tree to another")
-def test_a_named_subtree(sbx: Sbx, rootfs: Path) -> None:
-    folder = Path(cgroups.mount_point(), "named")
+def _ours() -> str:
+    """Return the topmost of the cgroups around this one in which this user may move processes, or ""."""
+    top, found = cgroups.mount_point(), ""
+    folder = cgroups.of_process()
+    while folder.startswith(top):
+        if os.access(f"{folder}/cgroup.procs", os.W_OK) and os.stat(folder).st_uid == os.geteuid():
+            found = folder
+        folder = os.path.dirname(folder)
+    return found
+
+
+@pytest.fixture
+def named() -> Iterator[Path]:
+    """A cgroup that the user made for sandboxes, beside the one that the tests are in."""
+    if not (above := _ours()):
+        pytest.skip("a login session's cgroup is root's: this user can move no process out of it")
+    folder = Path(above, "named")
     folder.mkdir()
     try:
-        done = sbx("run", "--debug", "--memory", "64m", *BOX, rootfs, "true", env={"SBX_CGROUP": "named"}, check=0)
-        assert re.search(r"^sbx: cgroup /sys/fs/cgroup/named/sbx-\w+, made in SBX_CGROUP$", done.stderr, re.M)
+        yield folder
     finally:
-        for path in (*folder.glob("sbx-*"), folder):
-            path.rmdir()
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+        folder.rmdir()
+
+
+def test_a_named_subtree(sbx: Sbx, rootfs: Path, named: Path) -> None:
+    """By its folder, and as /proc/PID/cgroup has it."""
+    for words in (str(named), str(named).removeprefix(cgroups.mount_point())):
+        done = sbx("run", "--debug", "--memory", "64m", *BOX, rootfs, "true", env={"SBX_CGROUP": words}, check=0)
+        assert re.search(rf"^sbx: cgroup {re.escape(str(named))}/sbx-\w+, made in SBX_CGROUP$", done.stderr, re.M)
+    limits = ("--memory", "32m", "--memory-swap", "32m")
+    done = sbx("run", *limits, *BOX, rootfs, "tail", "/dev/zero", env={"SBX_CGROUP": str(named)})
+    assert re.fullmatch(OUT_OF_MEMORY, done.stderr), done.stderr
+    # exec finds it without being told
+    process = sbx.start(
+        "run", "--name", "one", "--pids", "20", *BOX, rootfs, "sh", "-c", "echo up; exec sleep 1000",
+        env={"SBX_CGROUP": str(named)},
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n"
+    assert sbx.ok("exec", "one", "cat", "/proc/self/cgroup").endswith("0::/")
+    assert cgroup_of(sbx, "one").parent == named
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_a_named_cgroup_with_processes_or_of_the_wrong_type(sbx: Sbx, rootfs: Path, named: Path) -> None:
+    def said() -> str:
+        done = sbx("run", "--memory", "64m", *BOX, rootfs, "echo", "ran", env={"SBX_CGROUP": str(named)})
+        assert (done.status, done.stdout) == (125, "")
+        return done.stderr.split("\n")[0].removeprefix(f"sbx: use SBX_CGROUP {named}: ")
+
+    stranger = subprocess.Popen(["sleep", "1000"])
+    try:
+        (named / "cgroup.procs").write_text(str(stranger.pid))
+        assert said() == f"processes are in it: {stranger.pid}"
+        assert (named / "cgroup.procs").read_text() == f"{stranger.pid}\n"  # and stays
+    finally:
+        stranger.kill()
+        stranger.wait()
+    (named / "leaf").mkdir()
+    (named / "leaf" / "cgroup.type").write_text("threaded")
+    assert said() == "it is of the type domain threaded, in which no limits can be set"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="every cgroup is root's")
+def test_a_named_cgroup_of_somebody_else(sbx: Sbx, rootfs: Path) -> None:
+    """Also in the middle of one's own: what is missing is write permission to its files."""
+    done = sbx("run", "--memory", "64m", *BOX, rootfs, "true", env={"SBX_CGROUP": "/system.slice"})
+    assert (done.status, done.stderr.split("\n")[0]) == (
+        125,
+        f"sbx: use SBX_CGROUP {cgroups.mount_point()}/system.slice: it is no cgroup that you own",
+    )
+
+
+def test_a_sandbox_that_joins_has_limits_of_its_own(sbx: Sbx, rootfs: Path) -> None:
+    """`--join` shares namespaces; who runs out of memory or processes is the one whose limit it was."""
+    with running(sbx, "--memory", "64m", "--pids", "20", *BOX, rootfs, name="first") as process:
+        for shared in ("net,ipc,uts", "pid"):
+            join = ["--join", "first", "--share", shared, "--rootfs", rootfs]
+            limits = ["--memory", "32m", "--memory-swap", "32m", "--pids", "9"]
+            receipt = json.loads(
+                sbx.ok("run", *limits, "--require", "memory,pids", "--receipt", "-", *join, "true").split("\n")[0]
+            )
+            assert (receipt["rows"]["memory"]["actual"], receipt["rows"]["pids"]["actual"]) == (str(32 << 20), "9")
+            assert receipt["cgroup"] != str(cgroup_of(sbx, "first"))
+            done = sbx("run", *limits, *join, "tail", "/dev/zero")
+            assert (done.status, bool(re.fullmatch(OUT_OF_MEMORY, done.stderr))) == (137, True), done
+            done = sbx("run", *limits, *join, "sh", "-c", "i=0; while [ $i -lt 12 ]; do sleep 9 & i=$((i+1)); done")
+            assert "sbx: the limit of 9 processes was reached" in done.stderr
+            assert process.poll() is None
+            assert sbx.ok("exec", "first", "echo", "well") == "well"
+        # Without a limit it has no cgroup, and is not in the other's either.
+        with running(sbx, "--join", "first", "--rootfs", rootfs, name="bare"):
+            assert json.loads(sbx.ok("inspect", "bare"))[0]["receipt"]["cgroup"] is None
+            assert len((cgroup_of(sbx, "first") / "cgroup.procs").read_text().split()) == 2
 
 
 def test_stats_and_top(sbx: Sbx, rootfs: Path) -> None:

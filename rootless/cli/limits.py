@@ -53,7 +53,7 @@ def _change(names: list[str], wanted: dict[str, str]) -> None:
         raise SbxError("limit-missing", f"update {printable(names[0])}: no limit was given", "see: sbx update --help")
     for name in names:
         record = state.find(name)
-        path = folder(record)
+        path = folder(record, "update")
         available = cgroups.read(path, "cgroup.controllers").split()
         for file, value in wanted.items():
             controller = cgroups.controller(file)
@@ -87,14 +87,14 @@ def _remember(record: dict[str, Any], changed: dict[str, str]) -> None:
 def pause(names: Names) -> None:
     """Stop all processes of sandboxes, until `unpause`."""
     for name in names:
-        cgroups.freeze(folder(state.find(name)), True)
+        cgroups.freeze(folder(state.find(name), "pause"), True)
         output.lines([name])
 
 
 def unpause(names: Names) -> None:
     """Let the processes of paused sandboxes go on."""
     for name in names:
-        cgroups.freeze(folder(state.find(name)), False)
+        cgroups.freeze(folder(state.find(name), "unpause"), False)
         output.lines([name])
 
 
@@ -241,16 +241,18 @@ def _process(pid: int) -> dict[str, Any] | None:
 # ── for the other commands ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def folder(record: dict[str, Any]) -> str:
-    """Return the folder of a running sandbox's cgroup. Raises SbxError ``cgroup-none``."""
-    path = record.get("cgroup", "")
-    if not path:
-        raise SbxError(
-            "cgroup-none",
-            f"find the cgroup of {record['name']}: it was started without limits, so it has none",
-            "start it with a limit, such as --pids 10000, or with --stats",
-        )
-    return str(path)
+def folder(record: dict[str, Any], act: str) -> str:
+    """Return the folder of a running sandbox's cgroup, for `act`. Raises SbxError ``cgroup-none``, with the cure."""
+    if path := record.get("cgroup", ""):
+        return str(path)
+    cure = "start it with --stats, or with a limit such as --pids 10000"
+    try:
+        cgroups.look()
+        cause = "it was started without limits"
+    except SbxError as error:  # this host would give it none
+        cause = error.message.removeprefix("find a cgroup: ")
+        cure = "; then ".join(filter(None, [error.hint, cure]))
+    raise SbxError("cgroup-none", f"{act} {record['name']}: it has no cgroup of its own: {cause}", cure)
 
 
 def read_receipt(record: dict[str, Any]) -> dict[str, Any]:
