@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -370,3 +371,59 @@ def test_no_tun_device(sbx: Sbx, rootfs: Path, backend: str) -> None:
     assert done.returncode == 125, done
     assert f"sbx: attach {backend}: " in done.stderr
     assert "hint: /dev/net/tun is not the tun device" in done.stderr
+
+
+# ── what auto means ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def without(sbx: Sbx, rootfs: Path, *missing: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A sandbox with `--net auto` where helper programs are missing, in a mount namespace of the test's own."""
+    hide = "".join(f"mount --bind /dev/null {shutil.which(name)}; " for name in missing)
+    words = ["run", "--net", "auto", "--idmap", "single", "--rootfs", str(rootfs), "sh", "-c", "ip -o link; echo; cat"]
+    command = ["unshare", "-Urm", "sh", "-ec", f'{hide}exec "$@"', "sh", *COMMAND, *words]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=sbx.env, **pipes) as process:  # type: ignore[call-overload]
+        yield process
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+def interfaces(process: subprocess.Popen[bytes]) -> list[str]:
+    """Return the names of the interfaces in a sandbox of `without`."""
+    assert process.stdout
+    return [line.split()[1].decode().rstrip(":") for line in iter(process.stdout.readline, b"\n")]
+
+
+@pytest.mark.parametrize("mark", [pytest.param("", marks=[*slirp, needs.program("pasta")])])
+def test_auto_is_slirp4netns_then_pasta_then_none(sbx: Sbx, rootfs: Path, mark: str) -> None:
+    before = {name: helpers(name) for name in names.USER_MODE}
+
+    def at_work() -> dict[str, int]:
+        return {name: len(helpers(name) - before[name]) for name in names.USER_MODE}
+
+    with without(sbx, rootfs) as process:
+        assert interfaces(process) == ["lo", "tap0"]
+        assert at_work() == {"slirp4netns": 1, "pasta": 0}
+    with without(sbx, rootfs, "slirp4netns") as process:
+        assert interfaces(process) == ["lo", "tap0"]
+        assert at_work() == {"slirp4netns": 0, "pasta": 1}
+    with without(sbx, rootfs, "slirp4netns", "pasta") as process:
+        assert interfaces(process) == ["lo"]
+        assert at_work() == {"slirp4netns": 0, "pasta": 0}
+        assert process.stderr
+        said = process.stderr.readline().decode()
+    assert said == "sbx: no network: slirp4netns is not installed; install the package slirp4netns, or say --net none\n"
+    assert until(lambda: at_work() == {"slirp4netns": 0, "pasta": 0})
+
+
+@pytest.mark.parametrize("mark", [pytest.param("", marks=[*slirp, needs.program("pasta")])])
+@pytest.mark.parametrize(("backend", "package"), [("slirp4netns", "slirp4netns"), ("pasta", "passt")])
+def test_a_back_end_that_is_missing(sbx: Sbx, rootfs: Path, backend: str, package: str, mark: str) -> None:
+    """Asked for by name it is an error, and nothing else is taken."""
+    script = f'mount --bind /dev/null {shutil.which(backend)}; exec "$@"'
+    words = ["run", "--net", backend, "--idmap", "single", "--rootfs", str(rootfs), "true"]
+    command = ["unshare", "-Urm", "sh", "-ec", script, "sh", *COMMAND, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=sbx.env)
+    assert done.returncode == 125
+    assert done.stderr == f"sbx: find {backend}: not installed\nhint: install the package {package}\n"
