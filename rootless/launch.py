@@ -48,9 +48,18 @@ def run(request: Request) -> int:
     """Run a command, or a shell, in a new sandbox, and return its exit status. Raises SbxError when it never ran."""
     _prepare_process()
     build.check_descriptors(request)
+    if not request.cidfile or request.dry_run:
+        return _run(request)
+    from rootless import idfile  # few ask for one
+
+    return idfile.holding(request.cidfile, lambda: _run(request))
+
+
+def _run(request: Request) -> int:
     peer = _peer(request)
     ids, notice = (peer.spec.idmap, "") if peer else idmap.for_caller(request.idmap or _usual_map(request))
-    say(notice)
+    if not request.quiet:
+        say(notice)
     image = find_image(request, ids)
     identity = state.new_id()
     name = state.check_name(request.name) if request.name else identity
@@ -149,7 +158,7 @@ def find_image(request: Request, ids: IdMap) -> Image:
         from rootless.oci import pull  # the slow way; what follows takes seconds
 
         # The words themselves: a name without a registry may be an alias.
-        image = pull.obtain(request.subject, ids, request.pull or "missing", request.platform)
+        image = pull.obtain(request.subject, ids, request.pull or "missing", request.platform, request.quiet)
     return image
 
 
@@ -173,7 +182,7 @@ def _spec(
     wanted.best_effort = request.best_effort
     wanted.accounted = request.stats or bool(request.stats_json)
     wanted.inspected = bool(request.receipt or request.require)
-    for notice in wanted.notices:
+    for notice in wanted.notices if not request.quiet else ():
         say(notice)
     return wanted
 
@@ -205,7 +214,9 @@ def _fresh(request: Request, wanted: SandboxSpec) -> tuple[bool, bool]:
     if fresh_sys and _is_covered(b"/sys/"):
         fresh_sys = False
     if fresh_proc and _is_covered(b"/proc/"):
-        say("/proc of this host is partly covered, so the sandbox sees it as it is, with the host's processes")
+        wanted.notices.append(
+            "/proc of this host is partly covered, so the sandbox sees it as it is, with the host's processes"
+        )
         fresh_proc = False
         # Its /proc/sys is write-protected then. What is set unasked can be done without: the filter refuses user
         # namespaces too.
@@ -256,18 +267,21 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
             by_parent = not (mode or wanted.resources or wanted.accounted)  # a cgroup is removed by Python
             step.parent_removes = by_parent and wanted.idmap.mode != "keep"
 
-    observed = _observed(steps, wanted, request)
-
     def started(sandbox: Sandbox) -> None:
         folder.write_record({**_record(wanted, sandbox), "cgroup": observed.follow(sandbox) if observed else ""})
+        if request.cidfile:
+            from rootless import idfile
+
+            idfile.write(request.cidfile, wanted.id)
 
     try:
+        observed = _observed(steps, wanted, request)
         if not observed:
             sandbox = parent.start(steps, wanted.terminal, request.debug, started)
-            return _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout)
+            return _serve(sandbox, wanted, mode, request.timeout)
         with observed:
             sandbox = parent.start(steps, wanted.terminal, request.debug, started, observed.ours())
-        status = _serve(sandbox, wanted, mode, request.timeout, request.stop_timeout, observed.meters)
+        status = _serve(sandbox, wanted, mode, request.timeout, observed.meters)
         return observed.close(status, sandbox)
     finally:
         # Only if the supervisor was killed is there anything left; root of the same ids may delete it.
@@ -290,7 +304,6 @@ def _serve(
     wanted: SandboxSpec,
     mode: SavedMode | None,
     timeout: float | None = None,
-    stop: float | None = None,
     meters: Sequence[Meter] | None = None,
 ) -> int:
     if not wanted.terminal:
@@ -299,7 +312,7 @@ def _serve(
         processes.release_stdio()
         os.dup2(keep_stderr, 2)
         os.close(keep_stderr)
-    return sandbox.wait(timeout, 10.0 if stop is None else stop, mode, meters)
+    return sandbox.wait(timeout, wanted.stop_timeout, mode, meters, wanted.stop_signal)
 
 
 def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, Any]:

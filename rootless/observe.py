@@ -30,10 +30,9 @@ class Observed:
         self._enter = next((step for step in steps.before_go if isinstance(step, cgroups.Enter)), None)
         self._told = 0
         self._run = accounting.Run(self._enter)
+        self._targets: list[Target] = []
+        self._account: Target | None = None
         self._receipt: ReadBack | None = None
-        if wanted.inspected:
-            self._receipt = ReadBack(wanted, self._enter, request.receipt, request.require)
-            steps.before_exec.append(self._receipt)
         self._output: accounting.Output | None = None
         self.meters: list[accounting.Meter] = [self._run]
         if request.cpu_time is not None:
@@ -41,6 +40,27 @@ class Observed:
         if request.output_limit:
             self._output = accounting.Output(resources.parse_size(request.output_limit, "--output-limit"))
             self.meters.append(self._output)
+        try:
+            self._open(steps, request)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _open(self, steps: Plan, request: Request) -> None:
+        if self._wanted.inspected:
+            receipt = self._target(request.receipt) if request.receipt else None
+            self._receipt = ReadBack(self._wanted, self._enter, receipt, request.require)
+            steps.before_exec.append(self._receipt)
+        if request.stats_json:
+            self._account = self._target(request.stats_json)
+
+    def _target(self, path: str) -> Target:
+        self._targets.append(Target(path))
+        return self._targets[-1]
+
+    def _forget(self) -> None:
+        for target in self._targets:
+            target.close()
 
     def __enter__(self) -> None:
         if self._output and not self._wanted.terminal:
@@ -51,6 +71,8 @@ class Observed:
     ) -> None:
         if self._output:
             self._output.restore()
+        if error:
+            self._forget()
         self._warn()
         # Too little memory for the set-up itself: the kernel's word for it is a signal, ours says what it was.
         if isinstance(error, SbxError) and error.code in ("child-lost", "step-failed") and self._enter:
@@ -58,7 +80,7 @@ class Observed:
 
     def ours(self) -> list[int]:
         """Return the descriptors that the child must not keep."""
-        return self._output.ours() if self._output else []
+        return [*(self._output.ours() if self._output else []), *(t.fd for t in self._targets if t.fd > 2)]
 
     def follow(self, sandbox: Sandbox) -> str:
         """Called when pid 1 has an id; return its cgroup, or ""."""
@@ -86,8 +108,8 @@ class Observed:
         if self._request.stats:
             for line in accounting.summary(used):
                 _say(line)
-        if self._request.stats_json:
-            save(self._request.stats_json, used)
+        if self._account:
+            self._account.write(used)
         return status
 
     def _warn(self) -> None:
@@ -110,12 +132,14 @@ def _say(line: str) -> None:
 class ReadBack(OutsideStep):
     """Read the receipt while the command's process waits, complete, for its last step; write it, and judge it."""
 
-    __slots__ = ("enter", "path", "required", "sandbox", "wanted")
+    __slots__ = ("enter", "required", "sandbox", "target", "wanted")
 
-    def __init__(self, wanted: SandboxSpec, enter: cgroups.Enter | None, path: str, required: list[str]) -> None:
+    def __init__(
+        self, wanted: SandboxSpec, enter: cgroups.Enter | None, target: Target | None, required: list[str]
+    ) -> None:
         self.wanted = wanted
         self.enter = enter
-        self.path = path
+        self.target = target
         self.required = required
         self.sandbox: Sandbox | None = None
 
@@ -126,21 +150,58 @@ class ReadBack(OutsideStep):
         numbers = {name: os.fstat(fd).st_ino for name, fd in self.sandbox.namespaces.items()} if self.sandbox else {}
         path, warnings = (self.enter.path, self.enter.warnings) if self.enter else ("", [])
         found = receipt.read(self.wanted, pid, numbers, path, warnings)
-        if self.path:
-            save(self.path, found)
+        if self.target:
+            self.target.write(found)
         receipt.require(found, self.required)
 
 
-def save(path: str, value: object) -> None:
-    """Write `value` as one line of JSON to the file `path`, or to stdout for ``-``. Raises SbxError."""
-    import json  # 7 ms that only its users pay for
+class Target:
+    """The file that a line of JSON will go to, or stdout for ``-``; open from the start, so that a bad name is told.
 
-    text = json.dumps(value) + "\n"
-    if path == "-":
-        os.write(1, text.encode())
-        return
-    try:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise SbxError("file-unwritable", f"write {printable(path)}: {error.strerror}") from None
+    What is there stays as it is until it is written. Raises SbxError ``file-unwritable``.
+    """
+
+    __slots__ = ("_is_new", "_path", "fd")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._is_new = False
+        if path == "-":
+            self.fd = 1
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            try:
+                self.fd = os.open(path, flags | os.O_EXCL, 0o666)
+                self._is_new = True
+            except FileExistsError:
+                self.fd = os.open(path, flags, 0o666)
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from None
+
+    def write(self, value: object) -> None:
+        """Write `value`, and be done with it."""
+        import json  # 7 ms that only its users pay for
+
+        rest = memoryview((json.dumps(value) + "\n").encode())
+        try:
+            if os.fstat(self.fd).st_mode & 0o170000 == 0o100000 and self.fd != 1:
+                os.ftruncate(self.fd, 0)
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
+        except OSError as error:
+            raise self._failure(error) from None
+        self._is_new = False
+        self.close()
+
+    def close(self) -> None:
+        """Close it; what was never written is not left behind. Idempotent."""
+        if self.fd > 2:
+            if self._is_new:
+                os.unlink(self._path)
+            os.close(self.fd)
+        self.fd = -1
+
+    def _failure(self, error: OSError | ValueError) -> SbxError:
+        cause = error.strerror if isinstance(error, OSError) else "not a path"
+        return SbxError("file-unwritable", f"write {printable(self._path)}: {cause}")

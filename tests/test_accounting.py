@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -102,9 +103,51 @@ def test_what_was_used_does_not_go_to_the_commands_stdout(sbx: Sbx, rootfs: Path
     assert done.stderr == "sbx: write what was used to stdout: that is the command's\nhint: name a file\n"
 
 
-def test_an_account_that_cannot_be_written_is_an_error(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
-    done = sbx("run", "--stats-json", tmp_path / "no" / "file", *BOX, rootfs, "true")
-    assert (done.status, done.stderr.startswith("sbx: write ")) == (125, True)
+@pytest.mark.parametrize("option", ["--stats-json", "--receipt"])
+@pytest.mark.parametrize(
+    ("file", "cause"),
+    [("no/file", "No such file or directory"), ("", "Is a directory"), ("closed/file", "Permission denied")],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(
+    sbx: Sbx, rootfs: Path, tmp_path: Path, option: str, file: str, cause: str
+) -> None:
+    if os.geteuid() == 0 and "Permission" in cause:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    (tmp_path / "shared").mkdir()
+    touch = ("-v", f"{tmp_path / 'shared'}:/shared", *BOX, rootfs, "touch", "/shared/ran")
+    other = "--receipt" if option == "--stats-json" else "--stats-json"
+    done = sbx("run", other, tmp_path / "new", option, tmp_path / file, *touch)
+    assert (done.status, done.stdout) == (125, "")
+    assert done.stderr == f"sbx: write {tmp_path / file}: {cause}\n"
+    # nothing ran, and nothing is left: neither a sandbox's folder (sbx sees to that) nor the other file, empty
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "shared"]
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_launch_that_fails_leaves_files_as_they_were(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("as it was")
+    outputs = ("--stats-json", tmp_path / "new", "--receipt", tmp_path / "old")
+    assert sbx("run", *outputs, "--user", "nobody-at-all", *BOX, rootfs, "true").status == 125
+    assert sbx("run", *outputs, "--output-limit", "much", *BOX, rootfs, "true").status == 125
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "as it was")]
+
+
+def test_files_are_written_over_and_pipes_written_to(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("long before " * 10_000)
+    os.symlink("target", tmp_path / "link")
+    sbx.ok("run", "--stats-json", tmp_path / "old", "--receipt", tmp_path / "link", *BOX, rootfs, "true")
+    assert json.loads((tmp_path / "old").read_text())["status"] == 0
+    assert json.loads((tmp_path / "target").read_text())["version"] == 1
+    reader, writer = os.pipe()
+    process = sbx.start(
+        "run", "--stats-json", f"/dev/fd/{writer}", *BOX, rootfs, "sh", "-c", "ls /proc/self/fd", pass_fds=[writer]
+    )
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        assert json.load(stream)["reason"] == "exit"
+    said, errors = process.communicate(timeout=20)
+    assert (said, errors, process.returncode) == (b"0\n1\n2\n3\n", b"", 0)
 
 
 @needs.tun
