@@ -6,6 +6,7 @@ exist? which folder is this?) and changes nothing.
 
 from __future__ import annotations
 
+import _signal
 import os
 
 from rootless import capabilities, idmap, network, paths, privileges
@@ -55,6 +56,7 @@ def sandbox(
     hostname = _host_name(request.hostname or name)
     user, _, group = (request.user or image.user or _default_user(ids)).partition(":")
     net, notice = network.wanted(request)
+    notices = [notice] if notice else []
     if peer and "net" in peer.names:
         net.guarded = peer.spec.network.guarded
     if peer and "uts" in peer.names:
@@ -72,7 +74,9 @@ def sandbox(
         shm_size=parse_size(request.shm_size, "--shm-size") if request.shm_size else 64 << 20,
         pass_fds=[int(text) for text in request.pass_fd], init=not request.no_init,
         # One id mapped: setgroups(2) is denied already, and there is no outer root that a second one could protect.
-        joined=peer.names if peer else [], notices=[notice] if notice else [],
+        joined=peer.names if peer else [], notices=notices,
+        stop_signal=_stop_signal(request, image, notices), labels=_labels(request),
+        stop_timeout=10.0 if request.stop_timeout is None else request.stop_timeout,
         nested_users=peer.spec.nested_users if peer else ids.mode != "single",
     )  # fmt: skip
     _protect(spec, request)
@@ -310,7 +314,7 @@ def _environment(request: Request, image: Image, hostname: str) -> dict[bytes, b
 
 def _asked(request: Request) -> dict[bytes, bytes]:
     """The variables of --env-file and --env, the later ones winning."""
-    entries = [line for file in request.env_file for line in _env_lines(file)] + request.env
+    entries = [line for file in request.env_file for line in _lines(file, "environment")] + request.env
     env: dict[bytes, bytes] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -323,14 +327,53 @@ def _asked(request: Request) -> dict[bytes, bytes]:
     return env
 
 
-def _env_lines(file: str) -> list[str]:
-    """The lines of a docker env file: no quoting, ``#`` starts a comment line."""
+def _lines(file: str, what: str) -> list[str]:
+    """The lines of docker's files of variables or labels: no quoting, ``#`` starts a comment line."""
     try:
         with open(file, encoding="utf-8", errors="surrogateescape") as stream:
             lines = stream.read().split("\n")
     except OSError as error:
-        raise SbxError("env-file-unreadable", f"read environment file {file}: {error.strerror}") from None
+        raise SbxError("env-file-unreadable", f"read {what} file {printable(file)}: {error.strerror}") from None
     return [line.strip("\r").lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _labels(request: Request) -> dict[str, str]:
+    """What --label-file and --label note, the later ones winning."""
+    labels: dict[str, str] = {}
+    for text in [line for file in request.label_file for line in _lines(file, "label")] + request.label:
+        name, _, value = text.partition("=")
+        if not name:
+            raise SbxError("label-invalid", f"set label {printable(text)!r}: it has no name", "it is KEY[=VALUE]")
+        labels[name] = value
+    return labels
+
+
+def _stop_signal(request: Request, image: Image, notices: list[str]) -> int:
+    """The caller's, or else the image's; one that is none is the caller's mistake, but only told of an image."""
+    if request.stop_signal or not image.stop_signal:
+        return signal_number(request.stop_signal or "TERM")
+    try:
+        return signal_number(image.stop_signal)
+    except SbxError:
+        notices.append(f"the image's stop signal {image.stop_signal!r} is none, so it is SIGTERM")
+        return signal_number("TERM")
+
+
+def signal_number(text: str) -> int:
+    """Return the signal that `text` names: TERM, SIGTERM, 15, RTMIN+3. Raises SbxError ``signal-unknown``."""
+    name = text.upper().removeprefix("SIG")
+    base, sign, distance = name.partition("-" if name.startswith("RTMAX-") else "+")
+    number = int(name) if name.isdecimal() and len(name) < 3 else 0
+    if base.isalnum():
+        number = getattr(_signal, "SIG" + base, number)
+    if sign and base in ("RTMIN", "RTMAX") and distance.isdecimal() and len(distance) < 3:
+        number += -int(distance) if sign == "-" else int(distance)
+        number = number if _signal.SIGRTMIN <= number <= _signal.SIGRTMAX else 0
+    elif sign:
+        number = 0
+    if not 0 < number < _signal.NSIG:
+        raise SbxError("signal-unknown", f"read signal {printable(text)!r}: no such signal", "names are as in: kill -l")
+    return number
 
 
 def _default_user(ids: IdMap) -> str:

@@ -261,10 +261,11 @@ class Sandbox:
         stop_timeout: float = 10.0,
         mode: SavedMode | None = None,
         meters: Sequence[Meter] | None = None,
+        stop_signal: int = SIGTERM,
     ) -> int:
         """Serve the sandbox until it ends and return its exit status; everything is undone then.
 
-        After `timeout` seconds it is told to end (SIGTERM), `stop_timeout` later it is killed, and the status is 124.
+        After `timeout` seconds it gets `stop_signal`, `stop_timeout` later it is killed, and the status is 124.
         With a terminal, bytes are carried between it and stdin and stdout; `mode` is what to restore these to. A meter
         that finds its limit passed kills the sandbox, and the status is the meter's. Without meters (an empty list is
         one) nobody asks for `usage`.
@@ -293,7 +294,7 @@ class Sandbox:
                 due = [moment for moment in (deadline, *(meter.due for meter in meters)) if moment is not None]
                 ready = poll.poll(max(0, int((min(due) - time.monotonic()) * 1000) + 1) if due else None)
                 if deadline is not None and time.monotonic() >= deadline:
-                    self.signal(SIGKILL if timed_out else SIGTERM)
+                    self.signal(SIGKILL if timed_out else stop_signal)
                     deadline = None if timed_out else deadline + stop_timeout
                     timed_out = True
                     self.cut_short = "timeout"

@@ -185,6 +185,8 @@ class SandboxSpec(Value):
     resources       file of a cgroup → value; best_effort tells whether they may be missing
     accounted       a cgroup is wanted for its counters, where there can be one
     inspected       the command waits just before it begins, so that what is in force can be read
+    stop_signal     number of the signal that tells it to end; stop_timeout seconds later it is killed
+    labels          what the caller noted about it
     notices         what the user should be told, a line each
     """
 
@@ -233,6 +235,9 @@ class SandboxSpec(Value):
     accounted: bool
     inspected: bool
     network: Network
+    stop_signal: int
+    stop_timeout: float
+    labels: dict[str, str]
     notices: list[str]
     _defaults = {
         "name": "", "id": "", "image": "", "folder": "", "idmap": None, "nested_users": True, "deny_groups": True,
@@ -243,7 +248,7 @@ class SandboxSpec(Value):
         "oom_score": 0, "capabilities": 0, "no_new_privileges": True, "filter_name": "", "filter": b"",
         "keyring": True, "landlock": True, "sysctls": {}, "terminal": False, "redirect_stderr": True, "pass_fds": [],
         "init": True, "resources": {}, "best_effort": False, "accounted": False, "inspected": False,
-        "network": None, "notices": [],
+        "network": None, "stop_signal": 15, "stop_timeout": 10.0, "labels": {}, "notices": [],
     }  # fmt: skip
     __slots__ = tuple(_defaults)
 

@@ -19,7 +19,7 @@ ROWS = [
         "leaves",
         "__init__ errors paths spec reference syscalls options steps capabilities filters bpf trees resources init",
     ),
-    ("helpers of the host", "programs systemd"),
+    ("helpers of the host", "programs systemd idfile"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
     ("what joins subjects", "processes state build accounting receipt"),
     ("what joins sandboxes", "joining"),

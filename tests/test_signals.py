@@ -244,6 +244,83 @@ def test_stop_ends_what_does_not_listen(sbx: Sbx, image: str) -> None:
         assert process.wait() == 137
 
 
+STOPPED_BY = """
+for name in TERM INT USR1 WINCH RTMIN+3; do trap "echo $name; exit 0" $name; done
+echo up
+sleep 1000 & wait
+"""
+
+
+@pytest.fixture(scope="module")
+def stoppable(home: Path) -> str:
+    """An image whose stop signal is SIGINT."""
+    Sbx(home).ok("import", "stoppable", "bin:/bin/bash,sleep", "--change", "STOPSIGNAL SIGINT")
+    return "stoppable"
+
+
+@INIT
+@pytest.mark.parametrize(
+    ("run", "stop", "name"),
+    [
+        ([], [], b"INT"),
+        (["--stop-signal", "SIGUSR1"], [], b"USR1"),
+        (["--stop-signal", "28"], [], b"WINCH"),
+        (["--stop-signal", "rtmin+3"], [], b"RTMIN+3"),
+        (["--stop-signal", "USR1"], ["--signal", "TERM"], b"TERM"),
+    ],
+    ids=["image", "run", "number", "real-time", "stop"],
+)
+def test_what_stop_sends(
+    sbx: Sbx, stoppable: str, init: list[str], run: list[str], stop: list[str], name: bytes
+) -> None:
+    words = ["run", *NONE, *init, *run, "--name", "box", stoppable, "/bin/bash", "-c", STOPPED_BY]
+    with running(sbx, *words) as process:
+        sbx.ok("stop", "-t", "60", *stop, "box")
+        assert process.stdout
+        assert process.stdout.read() == name + b"\n"
+        assert process.wait() == 0
+
+
+def test_the_stop_signal_comes_at_a_timeout_too(sbx: Sbx, stoppable: str) -> None:
+    result = sbx("run", *NONE, "--timeout", "0.3", stoppable, "/bin/bash", "-c", STOPPED_BY)
+    assert (result.status, result.stdout) == (124, "up\nINT\n")
+
+
+def test_the_runs_stop_timeout_holds_unless_stop_says_otherwise(sbx: Sbx, image: str) -> None:
+    script = "trap '' TERM; echo up; sleep 1000; sleep 1000"
+    for run, stop in ((["--stop-timeout", "0.1"], []), (["--stop-timeout", "60"], ["-t", "0"])):
+        with running(sbx, "run", *NONE, *run, "--name", "deaf", image, "sh", "-c", script) as process:
+            begun = time.monotonic()
+            sbx.ok("stop", *stop, "deaf")
+            assert time.monotonic() - begun < 8
+            assert process.wait() == 137
+
+
+def test_stop_waits_for_several_at_once(sbx: Sbx, image: str) -> None:
+    script = "trap '' TERM; echo up; sleep 1000; sleep 1000"
+    with (
+        running(sbx, "run", *NONE, "--name", "one", image, "sh", "-c", script),
+        running(sbx, "run", *NONE, "--name", "two", image, "sh", "-c", script),
+    ):
+        begun = time.monotonic()
+        sbx.ok("stop", "-t", "2", "one", "two")
+        assert 2 <= time.monotonic() - begun < 3.9
+
+
+def test_a_stop_signal_that_is_none(sbx: Sbx, image: str) -> None:
+    for text in ("NOPE", "0", "65", "TERM+1", "RTMIN+99", "_DFL", ""):
+        result = sbx("run", *NONE, "--stop-signal", text or "SIG", image, "true")
+        assert (result.status, result.stderr.splitlines()[0]) == (
+            125,
+            f"sbx: read signal {text or 'SIG'!r}: no such signal",
+        )
+    sbx.ok("import", "odd", "bin:/bin/sh", "--change", "STOPSIGNAL nonsense")
+    result = sbx("run", *NONE, "odd", "/bin/sh", "-c", ":")
+    assert (result.status, result.stderr) == (0, "sbx: the image's stop signal 'nonsense' is none, so it is SIGTERM\n")
+    assert sbx("run", *NONE, "-q", "odd", "/bin/sh", "-c", ":").stderr == ""
+    sbx.ok("rmi", "odd")
+
+
 @INIT
 def test_kill(sbx: Sbx, image: str, init: list[str]) -> None:
     script = "trap 'echo got' USR1; echo up; while :; do sleep 0.01; done"

@@ -125,8 +125,8 @@ def images(
 ) -> None:
     """List the images in the store.
 
-    Filters are reference (a pattern), label and dangling.
-    Templates have .ID .Repository .Tag .Digest .CreatedAt .CreatedSince .Size
+    Keys of --filter: reference (a pattern), label, dangling.
+    Fields of --format: .ID .Repository .Tag .Digest .CreatedAt .CreatedSince .Size
     """
     from rootless.oci import images as store
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rootless import build, cgroups, reference, spec
-from rootless.cli.listing import Column, Test
+from rootless.cli.listing import Column, Test, has_label
 from rootless.errors import SbxError, printable
 from rootless.spec import SandboxSpec
 
@@ -24,6 +24,11 @@ def status(record: Record) -> str:
         return "paused" if path and cgroups.is_frozen(path) else "running"
     except (SbxError, OSError):
         return "running"  # it is just ending
+
+
+def labels(record: Record) -> dict[str, str]:
+    """Return what --label and --label-file noted."""
+    return _wanted(record).labels
 
 
 def time_text(created: float) -> str:
@@ -70,6 +75,8 @@ COLUMNS = {
     "Ports": Column("PORTS", _ports),
     "Mounts": Column("MOUNTS", lambda record: ",".join(_mounts(record))),
     "Networks": Column("NETWORKS", lambda record: _networks(record)[0]),
+    "Labels": Column("LABELS", lambda record: ",".join(f"{key}={value}" for key, value in labels(record).items())),
+    "Label": Column("", lambda record: labels(record)),
     "Pid": Column("PID", lambda record: str(record["pid"])),
 }
 
@@ -143,6 +150,7 @@ def _has_volume(value: str) -> Test:
 FILTERS: dict[str, Callable[[str], Test]] = {
     "id": _matches("id"),
     "name": _matches("name"),
+    "label": lambda value: has_label(value, labels),
     "status": _has_status,
     "ancestor": _has_ancestor,
     "network": lambda value: lambda record: value in _networks(record),

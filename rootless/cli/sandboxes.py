@@ -7,11 +7,12 @@ import os
 import select
 import shlex
 import signal
+import time
 from typing import Annotated, Any
 
 import typer
 
-from rootless import capabilities, cgroups, spec, state
+from rootless import build, capabilities, cgroups, spec, state
 from rootless.cli import limits, listing, output, running
 from rootless.errors import SbxError
 from rootless.parent import FORWARDED
@@ -42,8 +43,9 @@ def ps(
 ) -> None:
     """List the sandboxes that run.
 
-    Filters are id, name (regular expressions), status, ancestor (an image), network and volume.
-    Templates have .ID .Names .Image .Command .CreatedAt .RunningFor .Status .State .Ports .Mounts .Networks .Pid
+    Keys of --filter: id, name (regular expressions), label, status, ancestor (an image), network, volume.
+    Fields of --format: .ID .Names .Image .Command .CreatedAt .RunningFor .Status .State .Ports .Mounts .Networks
+    .Labels .Label .Pid
     """
     records = listing.choose(state.running(), filter, running.FILTERS)
     if quiet:
@@ -61,7 +63,7 @@ def kill(
     signal_name: Annotated[str, typer.Option("--signal", "-s", metavar="SIGNAL", help="name or number")] = "KILL",
 ) -> None:
     """Send a signal to sandboxes' commands; KILL, the default, ends the whole sandbox."""
-    number = _signal_number(signal_name)
+    number = build.signal_number(signal_name)
     for name in names:
         record = state.find(name)
         if number == signal.SIGKILL and record.get("cgroup"):
@@ -74,17 +76,28 @@ def kill(
 
 def stop(
     names: Names,
-    time: Annotated[float, typer.Option("--time", "-t", metavar="SECONDS", help="how long to wait before KILL")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option("--time", "--timeout", "-t", metavar="SECONDS", help="how long to wait before KILL")
+    ] = None,
+    signal_name: Annotated[str, typer.Option("--signal", "-s", metavar="SIGNAL", help="name or number")] = "",
 ) -> None:
-    """Tell sandboxes to end (SIGTERM), and kill those that have not after some seconds."""
+    """Tell sandboxes to end, and kill those that have not after some seconds.
+
+    Unless said otherwise, the signal is that of --stop-signal of their run, or of their image, or TERM, and the time
+    that of --stop-timeout, or 10 seconds; -1 is for ever.
+    """
+    number = build.signal_number(signal_name) if signal_name else 0
     records = [state.find(name) for name in names]
     processes = [state.open_process(record) for record in records]
-    for record in records:
-        _send(record, signal.SIGTERM)
+    asked = [spec.unpack(record["spec"]) for record in records]
+    for record, wanted in zip(records, asked, strict=True):
+        _send(record, number or wanted.stop_signal)
         if (path := record.get("cgroup")) and cgroups.is_frozen(path):
             cgroups.freeze(path, False)  # a paused one could not act on it
-    for name, process in zip(names, processes, strict=True):
-        if not _has_ended(process, time):
+    begun = time.monotonic()
+    for name, process, wanted in zip(names, processes, asked, strict=True):
+        limit = wanted.stop_timeout if seconds is None else seconds
+        if not _has_ended(process, max(0.0, begun + limit - time.monotonic()) if limit >= 0 else None):
             signal.pidfd_send_signal(process, signal.SIGKILL)
             _has_ended(process, None)
         output.lines([name])
@@ -132,7 +145,8 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
     created = datetime.datetime.fromtimestamp(record["created"], datetime.UTC).isoformat(timespec="seconds")
     return {"id": record["id"], "name": record["name"], "image": record["image"], "command": record["command"],
-            "created": created, "pid": record["pid"]}  # fmt: skip
+            "created": created, "pid": record["pid"], "state": running.status(record),
+            "labels": running.labels(record)}  # fmt: skip
 
 
 def _details(record: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +172,8 @@ def _details(record: dict[str, Any]) -> dict[str, Any]:
         "capabilities": capabilities.names(wanted.capabilities),
         "no_new_privileges": wanted.no_new_privileges,
         "seccomp": wanted.filter_name or "unconfined",
+        "stop_signal": _signal_name(wanted.stop_signal),
+        "stop_timeout": wanted.stop_timeout,
         "limits": {name: {"soft": soft, "hard": hard} for name, (soft, hard) in wanted.limits.items()},
         "resources": wanted.resources,
         "receipt": limits.read_receipt(record),
@@ -168,14 +184,11 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _signal_number(text: str) -> int:
-    name = text.upper().removeprefix("SIG")
-    if name.isdecimal() and 0 < int(name) < signal.NSIG:
-        return int(name)
+def _signal_name(number: int) -> str:
     try:
-        return int(signal.Signals["SIG" + name])
-    except KeyError:
-        raise SbxError("signal-unknown", f"read signal {text!r}: no such signal", "names are as in: kill -l") from None
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def _has_ended(process: int, seconds: float | None) -> bool:

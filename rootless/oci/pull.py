@@ -57,12 +57,14 @@ class _Found:
 # ── by policy ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def obtain(wanted: Reference | str, ids: IdMap, policy: str = "missing", platform: str = "") -> Image:
+def obtain(
+    wanted: Reference | str, ids: IdMap, policy: str = "missing", platform: str = "", quiet: bool = False
+) -> Image:
     """Return the image that `wanted` means, unpacked for `ids`: from the store, or pulled, as the policy says.
 
     Raises SbxError ``image-unknown`` and what pull() raises.
     """
-    pulled = ensure(str(wanted), ids, policy, platform, display.choose())
+    pulled = ensure(str(wanted), ids, policy, platform, display.choose(quiet))
     image = images.prepare(pulled.reference, ids, Platform.parse(platform) if platform else None)
     if image is None:
         raise SbxError("image-unknown", f"find image {pulled.reference}: it was removed while it was prepared")
