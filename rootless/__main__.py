@@ -13,7 +13,24 @@ if not __package__:
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from rootless import errors, options, paths
+STARVED = b"sbx: start: too little address space is allowed\nhint: 32 MiB will do: ulimit -v 32768\n"
+
+
+def _end_if_starved(error: Exception) -> None:
+    """Tell in one line that too little memory is allowed, and end, if that is what `error` comes of.
+
+    Nothing is made up here: there is no memory for it. The dynamic loader has words of its own.
+    """
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+        os.write(2, STARVED)
+        os._exit(125)
+
+
+try:
+    from rootless import errors, options, paths
+except (MemoryError, ImportError) as error:
+    _end_if_starved(error)
+    raise
 
 HOT = {"run": "run", "shell": "run", "exec": "execute"}
 
@@ -34,6 +51,9 @@ def main() -> int:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _fail(errors.SbxError("system", f"{error.strerror or error}{where}"), error.errno or 0)
+    except (MemoryError, ImportError) as error:
+        _end_if_starved(error)
+        raise
 
 
 def _slow_way() -> int:

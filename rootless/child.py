@@ -11,6 +11,7 @@ from rootless.errors import FAILED, SbxError
 from rootless.steps import Child, Plan
 
 INTERNAL = "internal"
+ENOMEM = 12
 
 
 def walk(plan: Plan, child: Child, trace: bool = False) -> None:
@@ -33,6 +34,8 @@ def walk(plan: Plan, child: Child, trace: bool = False) -> None:
         status = error.status
     except OSError as error:
         _report(child, index, error.errno or 0, "", error.strerror or str(error), "")
+    except MemoryError:
+        _report(child, index, ENOMEM, "", "Cannot allocate memory", "see: ulimit -v")
     except BaseException as error:
         _report(child, index, 0, INTERNAL, f"{type(error).__name__}: {error}", "")
     finally:

@@ -124,6 +124,14 @@ def test_front_changes_no_variable_of_the_caller(fake: Path) -> None:
     assert {line for line in shown if line.endswith("=mine")} == {f"{name}=mine" for name in mine}
 
 
+def test_a_folder_as_stdin_is_told_in_one_line(installed: Path) -> None:
+    folder = os.open("/", os.O_RDONLY)
+    done = subprocess.run([installed / "bin/sbx", "run", "alpine"], stdin=folder, capture_output=True, text=True)
+    os.close(folder)
+    said = "sbx: read stdin: it is a folder\nhint: </dev/null gives it nothing to read\n"
+    assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
+
+
 @needs.program("strace")
 def test_front_forks_nothing(fake: Path) -> None:
     make_main(fake / "lib/python3.11/site-packages")

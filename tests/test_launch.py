@@ -170,6 +170,26 @@ def test_a_small_address_space(sbx: Sbx, image: str) -> None:
         assert process.communicate()[0] == b"ran\n"
 
 
+@pytest.mark.parametrize("command", [["run", *NONE, "{image}", "echo", "ran"], ["ps", "--json"]], ids=["run", "ps"])
+def test_too_small_an_address_space_is_told_in_one_line(sbx: Sbx, image: str, command: list[str]) -> None:
+    """Wherever the memory ends, once the interpreter itself is up."""
+    seen = set()
+    for size in range(12, 40, 1 if command[0] == "run" else 3):
+        words = [word.format(image=image) for word in command]
+        with sbx.start(*words, preexec_fn=limited(resource.RLIMIT_AS, size << 20)) as process:
+            said, errors = process.communicate(timeout=30)
+        if process.returncode == 0:
+            assert (said, errors) == (b"ran\n" if command[0] == "run" else b"[]\n", b"")
+        elif not errors.startswith(b"sbx: "):  # the loader's words, or the interpreter's before our first line
+            assert b"/rootless/" not in errors
+            continue
+        else:
+            assert (process.returncode, said, errors.count(b"\n")) == (125, b"", 2), errors
+            assert b"ulimit -v" in errors
+        seen.add(process.returncode)
+    assert seen == {0, 125}
+
+
 def test_a_small_stack_and_file_size(sbx: Sbx, image: str) -> None:
     with sbx.start("run", *NONE, image, "echo", "ran", preexec_fn=limited(resource.RLIMIT_STACK, 1 << 20)) as process:
         assert process.communicate()[0] == b"ran\n"
