@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -112,8 +113,44 @@ def test_rmi_by_name_and_by_id(fresh_sbx: Sbx, tarball: Path) -> None:
     identity = fresh_sbx.ok("import", "a", tarball)
     fresh_sbx.ok("tag", "a", "b:1", "c")
     assert fresh_sbx.ok("rmi", "c") == "docker.io/library/c:latest"
-    assert fresh_sbx.ok("rmi", identity[7:19]).splitlines() == ["docker.io/library/a:latest", "docker.io/library/b:1"]
+    result = fresh_sbx("rmi", identity[7:19])
+    assert (result.status, result.stdout) == (125, "")
+    message, hint = result.stderr.splitlines()
+    assert message == f"sbx: remove image {identity[7:19]}: it has 2 names: a, b:1"
+    assert hint == "hint: give the names to remove, or --force for all of them"
+    assert len(json.loads(fresh_sbx.ok("images", "--json"))) == 2
+    fresh_sbx.ok("tag", "a", "d")
+    # as docker, one after the other: when the names have gone that are given, the id has but one
+    removed = fresh_sbx.ok("rmi", "a", "d", identity).splitlines()
+    assert removed == [f"docker.io/library/{name}" for name in ("a:latest", "d:latest", "b:1")]
     assert os.listdir(fresh_sbx.home / "layers") == os.listdir(fresh_sbx.home / "blobs" / "sha256") == []
+
+
+def test_an_image_is_removed_by_its_id_and_with_force_all_its_names(fresh_sbx: Sbx, tarball: Path) -> None:
+    identity = fresh_sbx.ok("import", "a", tarball)
+    assert fresh_sbx.ok("rmi", identity[7:15]) == "docker.io/library/a:latest"
+    fresh_sbx.ok("import", "a", tarball)
+    fresh_sbx.ok("tag", "a", "b")
+    assert len(fresh_sbx.ok("rmi", "-f", "nothing", identity[7:19]).splitlines()) == 2
+    assert fresh_sbx.ok("images", "-q") == ""
+
+
+def test_an_id_that_two_images_begin_with_is_none(fresh_sbx: Sbx, tarball: Path) -> None:
+    env = {"SOURCE_DATE_EPOCH": "1000000000"}
+    first = fresh_sbx.ok("import", "first", tarball, "-m", "number 0", env=env)
+    config = (fresh_sbx.home / "blobs" / "sha256" / first[7:]).read_bytes()
+    # The id is the digest of the config: among a few hundred there are two that begin alike.
+    seen: dict[str, int] = {}
+    for number in range(100_000):
+        prefix = hashlib.sha256(config.replace(b"number 0", b"number %d" % number)).hexdigest()[:4]
+        if prefix in seen:
+            break
+        seen[prefix] = number
+    for name, same in (("one", seen[prefix]), ("two", number)):
+        fresh_sbx.ok("import", name, tarball, "-m", f"number {same}", env=env)
+    result = fresh_sbx("rmi", prefix)
+    assert (result.status, result.stdout) == (125, "")
+    assert result.stderr == f"sbx: find image {prefix}: 2 images begin with that\nhint: give more digits\n"
 
 
 def test_rmi_of_one_that_is_not_there_removes_nothing(fresh_sbx: Sbx, tarball: Path) -> None:

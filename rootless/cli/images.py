@@ -183,11 +183,13 @@ def rmi(
     names: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="names, or the beginnings of ids", show_default=False)
     ],
-    ignore: Annotated[
-        bool, typer.Option("--ignore", "-i", "--force", "-f", help="an image that is not there is no error")
+    force: Annotated[
+        bool,
+        typer.Option("--force", "-f", help="by an id, remove all names of the image; what is not there is no error"),
     ] = False,
+    ignore: Annotated[bool, typer.Option("--ignore", "-i", help="an image that is not there is no error")] = False,
 ) -> None:
-    """Remove images, and what only they used.
+    """Remove names of images, and what had only these.
 
     Layers that a running sandbox uses stay until it has ended and something else is removed.
     """
@@ -200,11 +202,17 @@ def rmi(
         targets: list[str] = []
         for name in names:
             try:
-                targets += store.named(name)
+                found = [other for other in store.named(name) if other not in targets]
             except SbxError as error:
-                if not (ignore and error.code == "image-unknown"):
+                if not ((ignore or force) and error.code == "image-unknown"):
                     raise
-        for target in dict.fromkeys(targets):
+                continue
+            if len(found) > 1 and not force:
+                shown = ", ".join(reference.parse(other).familiar for other in found)
+                raise SbxError("image-named-often", f"remove image {name}: it has {len(found)} names: {shown}",
+                               "give the names to remove, or --force for all of them")  # fmt: skip
+            targets += found
+        for target in targets:
             if layout.remove_ref(work, target):
                 output.lines([target])
         freed = collect.collect(work)
