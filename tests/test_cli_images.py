@@ -129,7 +129,7 @@ def test_rmi_by_name_and_by_id(fresh_sbx: Sbx, tarball: Path) -> None:
 def test_an_image_is_removed_by_its_id_and_with_force_all_its_names(fresh_sbx: Sbx, tarball: Path) -> None:
     identity = fresh_sbx.ok("import", "a", tarball)
     assert fresh_sbx.ok("rmi", identity[7:15]) == "docker.io/library/a:latest"
-    fresh_sbx.ok("import", "a", tarball)
+    identity = fresh_sbx.ok("import", "a", tarball)
     fresh_sbx.ok("tag", "a", "b")
     assert len(fresh_sbx.ok("rmi", "-f", "nothing", identity[7:19]).splitlines()) == 2
     assert fresh_sbx.ok("images", "-q") == ""
