@@ -277,10 +277,10 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
     try:
         observed = _observed(steps, wanted, request)
         if not observed:
-            sandbox = parent.start(steps, wanted.terminal, request.debug, started)
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started, last=True)
             return _serve(sandbox, wanted, mode, request.timeout)
         with observed:
-            sandbox = parent.start(steps, wanted.terminal, request.debug, started, observed.ours())
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started, observed.ours(), last=True)
         status = _serve(sandbox, wanted, mode, request.timeout, observed.meters)
         return observed.close(status, sandbox)
     finally:

@@ -46,17 +46,21 @@ if TYPE_CHECKING:
     from rootless.terminal import SavedMode
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
+SIGALRM = 14
 #: Passed on to the command. The rest are our own faults (SEGV…), our own business (CHLD, WINCH) or can't be caught.
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP)
+ENDING = (SIGHUP, SIGINT, SIGQUIT, SIGTERM)
+CLEARING = 10  #: seconds in which another one of these does not keep us from clearing up
 ENOENT = 2
 
 
 class Signals:
     """Signals as bytes on a pipe, from the fork on: none is lost, none interrupts anything."""
 
-    __slots__ = ("_before", "_writer", "reader")
+    __slots__ = ("_before", "_last", "_writer", "reader")
 
-    def __init__(self) -> None:
+    def __init__(self, last: bool = False) -> None:
+        self._last = last
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # What the caller ignores, as nohup(1) does, stays ignored.
         heard = [number for number in (*FORWARDED, SIGWINCH) if _signal.getsignal(number) != _signal.SIG_IGN]
@@ -71,7 +75,11 @@ class Signals:
             return b""
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back to whoever had them; but those that would end us, only when we have cleared up."""
+        if self._last:
+            _signal.signal(SIGALRM, _hear_again)
+            _signal.alarm(CLEARING)
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDING)
         _signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             _signal.signal(number, handler)
@@ -81,6 +89,11 @@ class Signals:
 
 def _wake(number: int, frame: object) -> None:
     """Do nothing; that there is a handler is what makes the byte on the pipe."""
+
+
+def _hear_again(number: int, frame: object) -> None:
+    """Clearing up takes too long, and whoever wants us to end may have waited enough."""
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING)
 
 
 class Sandbox:
@@ -176,7 +189,7 @@ class Sandbox:
     def _hear(self) -> None:
         """Take the signals that came during the start; one that means "end" ends it."""
         for number in self._signals.take():
-            if number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+            if number in ENDING:
                 raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
             # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
             self._early.append(number)
@@ -404,15 +417,17 @@ def start(
     trace: bool = False,
     started: Callable[[Sandbox], None] | None = None,
     ours: Sequence[int] = (),
+    last: bool = False,
 ) -> Sandbox:
     """Carry out `plan` and return its sandbox, whose command runs; `started` is called as soon as pid 1 has an id.
 
-    The child does not keep the descriptors `ours`. The process must have one thread.
+    The child does not keep the descriptors `ours`. The process must have one thread. `last` says that it has only to
+    clear up when the sandbox has ended: for ten seconds no signal but KILL keeps it from that.
 
     On failure SbxError (StepError for a step of the child's) is raised, everything
     has been undone and no process is left.
     """
-    signals = Signals()
+    signals = Signals(last)
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)

@@ -342,6 +342,28 @@ def test_kill_says_what_is_wrong(sbx: Sbx) -> None:
 # ── what a command leaves ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
+def test_a_second_signal_while_we_clear_up(sbx: Sbx, image: str, name: str) -> None:
+    """As an impatient user or a shutting-down system sends them: all that was written is deleted nevertheless."""
+    number = getattr(signal, f"SIG{name}")
+    script = "mkdir /many; cd /many; seq 1 20000 | xargs touch; echo up; exec sleep 1000"
+    process = sbx.start("run", "--net", "none", image, "sh", "-c", script)
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(number)
+    while not (begun := list((sbx.home / "sandboxes").glob(".dead-*"))) and process.poll() is None:
+        os.sched_yield()
+    assert begun, "it was deleted before it could be seen"
+    sent = 0
+    while process.poll() is None and begun[0].exists():
+        process.send_signal(number)
+        os.sched_yield()
+        sent += 1
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors, bool(sent)) == (128 + number, b"", True)
+    assert not list((sbx.home / "sandboxes").iterdir())
+
+
 @pytest.mark.parametrize("share", [[], ["--share", "pid"]], ids=["own-pids", "shared-pids"])
 def test_a_daemon_neither_holds_the_pipe_nor_survives(sbx: Sbx, image: str, share: list[str]) -> None:
     # A number of its own, to be found among all processes of the host.
