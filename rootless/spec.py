@@ -135,7 +135,7 @@ class Network(Value):
     `backend` is a row of network.BACKENDS. `peer` is the sandbox whose net namespace is joined, or the network whose
     member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
     `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`;
-    `servers` answer their questions, or the host's resolvers.
+    `servers` answer questions, or the host's resolvers.
     With the host's own network, `tcp_ports` (first, last) are all that TCP connects to, unless empty.
     """
 

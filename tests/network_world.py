@@ -1,8 +1,8 @@
 """A small internet in namespaces of its own: ``unshare -Urnm python3 network_world.py RESOLV_CONF COMMAND…``.
 
 Everything is on the loopback interface of a new net namespace: addresses from the documentation ranges, a server that
-answers each connection with the address it came to, a resolver for a few names, and one that is mute. COMMAND runs
-there, as the only one; its exit status is ours.
+answers each connection with the address it came to, a resolver for a few names, one that a VPN would bring, and one
+that is mute. COMMAND runs there, as the only one; its exit status is ours.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ NAMES = {
 }
 BROKEN = "broken.example"  #: the resolver fails on it
 MUTE = "127.0.0.8"
+VPN = "127.0.0.7"
+VPN_NAMES = {"lan.vpn.example": (["192.0.2.77"], 60)}
 
 
 def encode(name: str) -> bytes:
     return b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
 
 
-def resolve(asked: list[str]) -> None:
+def resolve(address: str, known: dict[str, tuple[list[str], int]], asked: list[str]) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    server.bind(("127.0.0.1", 53))
+    server.bind((address, 53))
     while True:
         query, client = server.recvfrom(2000)
         position, labels = 12, []
@@ -46,14 +48,14 @@ def resolve(asked: list[str]) -> None:
         name = ".".join(labels).lower()
         (kind,) = struct.unpack_from("!H", query, position + 1)
         asked.append(name)
-        addresses, seconds = NAMES.get(name, ([], 0))
+        addresses, seconds = known.get(name, ([], 0))
         found = [socket.inet_aton(address) for address in addresses] if kind == 1 else []
         # An address of somebody else's in the answer: nobody asked for it, and it must not be let in
         stray = encode("other.example") + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton("203.0.113.9")
         records = [b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, seconds, 4) + data for data in found] + (
             [stray] if found else []
         )
-        flags = 0x8180 if name in NAMES else 0x8182 if name == BROKEN else 0x8183
+        flags = 0x8180 if name in known else 0x8182 if name == BROKEN else 0x8183
         head = query[:2] + struct.pack("!HHHHH", flags, 1, len(records), 0, 0)
         server.sendto(head + query[12 : position + 5] + b"".join(records), client)
 
@@ -79,7 +81,8 @@ def main() -> int:
     mute = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     mute.bind((MUTE, 53))
     asked: list[str] = []
-    threading.Thread(target=resolve, args=(asked,), daemon=True).start()
+    threading.Thread(target=resolve, args=("127.0.0.1", NAMES, asked), daemon=True).start()
+    threading.Thread(target=resolve, args=(VPN, VPN_NAMES, asked), daemon=True).start()
     for address in ADDRESSES:
         for port in PORTS:
             threading.Thread(target=serve, args=(address, port), daemon=True).start()

@@ -209,6 +209,28 @@ def test_the_helper_is_gone_after_kill_9(sbx: Sbx, rootfs: Path, backend: str, v
 
 
 @pytest.mark.parametrize("backend", USER_MODE)
+@pytest.mark.parametrize("option", [[], ["--dns", "192.0.2.53"], ["--net-learn"]], ids=["plain", "dns", "guarded"])
+def test_the_helper_is_gone_after_kill_9_of_all_that_would_end_it(
+    sbx: Sbx, rootfs: Path, backend: str, option: list[str]
+) -> None:
+    """The parent and the supervisor at once: neither sees the other's end."""
+    if "--net-learn" in option:
+        needs.enforce(needs.program("nft").args[0]())
+    before = helpers(backend) | helpers("serve.py")
+    with running(sbx, rootfs, "--net", backend, *option) as process:
+        assert helpers(backend) - before
+        both = [process.pid, int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])]
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in both:
+            os.kill(pid, signal.SIGKILL)
+        process.wait(10)
+        assert until(lambda: not (helpers(backend) | helpers("serve.py")) - before)
+    sbx.ok("run", "--net", "none", "--rootfs", rootfs, "true")  # whose supervisor clears what was left
+    assert until(lambda: not os.listdir(sbx.home / "sandboxes"))
+
+
+@pytest.mark.parametrize("backend", USER_MODE)
 def test_the_user_is_told_when_the_helper_dies_first(sbx: Sbx, rootfs: Path, backend: str) -> None:
     before = helpers(backend)
     with running(sbx, rootfs, "--net", backend) as process:
@@ -264,7 +286,7 @@ def test_interrupting_the_command_leaves_the_helper(sbx: Sbx, rootfs: Path, mark
         ("slirp4netns", "nameserver ::1\n", [], "nameserver fd00::3\n"),
         ("slirp4netns", "nameserver 9.9.9.9\nnameserver ::1\n", [], "nameserver 10.0.2.3\nnameserver fd00::3\n"),
         ("pasta", "nameserver 127.0.0.53\nsearch a.example b.example\noptions edns0\n", [],
-         "search a.example b.example\noptions edns0\nnameserver 10.0.2.3\n"),
+         "search a.example b.example\noptions edns0\nnameserver 127.0.0.53\n"),
         ("slirp4netns", "nameserver 127.0.0.53\n", ["192.0.2.1"], "nameserver 192.0.2.1\n"),
         ("host", "nameserver 127.0.0.53\n", [], "nameserver 127.0.0.53\n"),
         ("none", "nameserver 127.0.0.53\n", ["192.0.2.1"], ""),

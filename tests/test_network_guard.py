@@ -18,13 +18,16 @@ import pytest
 from conftest import COMMAND, Sbx, nothing_left
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network import helpers, running
+from test_network import USER_MODE, helpers, running
 
 from rootless.errors import SbxError
 from rootless.network import dns, rules
 
 pytestmark = [needs.userns, needs.busybox]
 in_world = [needs.program("slirp4netns", "nft", "ip"), needs.tun]
+#: pasta does not start without a default route; nothing is at its other end
+OUTWARD = "ip link add out type veth peer out2 && ip addr add 192.0.2.9/24 dev out && ip link set out up && \
+ip link set out2 up && ip route add default via 192.0.2.1"
 GET = "timeout 5 nc {0} {1} 2>&1; "
 
 
@@ -44,10 +47,13 @@ class World:
         self.home = folder / "home"
         self.home.mkdir()
 
-    def __call__(self, *options: str | Path, command: str, status: int = 0, before: str = ":") -> Done:
+    def __call__(
+        self, *options: str | Path, command: str, status: int = 0, before: str = ":", backend: str = "slirp4netns"
+    ) -> Done:
         sbx = Sbx(self.home)
         resolv = self.folder / "resolv.conf"
         world = ["unshare", "-Urnm", sys.executable, network_world.__file__, resolv]
+        before += f"; {OUTWARD}" if backend == "pasta" else ""
         prepared = [
             "sh",
             "-c",
@@ -56,7 +62,7 @@ class World:
             *COMMAND,
             "run",
             "--net",
-            "slirp4netns",
+            backend,
             "--idmap",
             "single",
         ]
@@ -230,16 +236,31 @@ def test_learning_gives_the_list_to_paste(world: World) -> None:
     assert world(*[word for word in pasted if word != "reached:"], command=command).stdout == learnt.stdout
 
 
+@pytest.mark.parametrize("backend", USER_MODE)
 @pytest.mark.parametrize("option", [[], ["--net-allow", "*.example"]], ids=["plain", "guarded"])
-def test_a_resolver_that_changes_is_followed(world: World, option: list[str]) -> None:
+def test_a_resolver_that_changes_is_followed(world: World, backend: str, option: list[str]) -> None:
     """As when a VPN comes: the host's resolv.conf names somebody else while the sandbox runs."""
     resolv = world.folder / "resolv.conf"
     # First whom nobody answers for; the sandbox changes it itself, through a folder that it was given
     change = f"nslookup good.example >/dev/null 2>&1 && exit 9; echo nameserver 127.0.0.1 >{resolv}; "
     wait = "i=0; until nslookup good.example 2>/dev/null || [ $i = 20 ]; do i=$((i+1)); sleep 0.3; done"
     words = [*option, "-v", f"{world.folder}:{world.folder}"]
-    done = world(*words, command=change + wait, before=f"echo nameserver 127.0.0.9 >{resolv}")
+    done = world(*words, command=change + wait, before=f"echo nameserver 127.0.0.9 >{resolv}", backend=backend)
     assert "198.51.100.1" in done.stdout
+
+
+@pytest.mark.parametrize("backend", USER_MODE)
+def test_a_vpn_that_comes_and_goes(world: World, backend: str) -> None:
+    """A name that one resolver knows alone is found while the host asks that one; a resolver on loopback serves."""
+    resolv = world.folder / "resolv.conf"
+    # slirp4netns looks at resolv.conf once a second
+    found = "nslookup -type=a lan.vpn.example 2>&1 | grep -c 192.0.2.77"
+    shown = f"{{ i=0; until [ $({found}) = $1 ] || [ $i = 20 ]; do i=$((i+1)); sleep 0.3; done; {found}; }}"
+    command = f"shown() {shown}\nshown 0"
+    for server, count in ((network_world.VPN, 1), ("127.0.0.1", 0)):
+        command += f"; echo nameserver {server} >{resolv}; shown {count}"
+    done = world("-v", f"{world.folder}:{world.folder}", command=command + "; true", backend=backend)
+    assert done.stdout.split() == ["0", "1", "0"]
 
 
 def test_without_its_guard_a_sandbox_reaches_nothing_new(sbx: Sbx, rootfs: Path) -> None:

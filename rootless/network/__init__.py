@@ -52,7 +52,8 @@ def wanted(request: Request) -> tuple[Network, str]:
     if is_shared(request.net):
         return _shared(request), ""
     name, notice = _backend("host" if "net" in shared and not request.join else request.net or "auto")
-    network = Network(backend=name, host_loopback=request.host_loopback, ipv6=name in names.USER_MODE and has_ipv6())
+    network = Network(backend=name, host_loopback=request.host_loopback, ipv6=name in names.USER_MODE and has_ipv6(),
+                      servers=[names.check_address(address, "set resolver") for address in request.dns])  # fmt: skip
     if request.host_loopback and name not in (*names.USER_MODE, "host"):
         raise SbxError("network-conflict", f"reach the host's loopback with --net {name}: nothing leads there",
                        "use --net slirp4netns")  # fmt: skip

@@ -11,18 +11,16 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import select
 import socket
 import struct
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.network import dns, lookup, names, nflog, resident, rules
+from rootless.network import dns, lookup, names, nflog, resident, resolver, rules
 from rootless.network.within import Within
 
 _SHORTEST = 30  #: seconds that an answer stays allowed at least: who got it has to connect
@@ -40,36 +38,23 @@ def serve(settings: dict[str, Any]) -> None:
                        "this needs a kernel with nf_tables for user namespaces")  # fmt: skip
     log = within.netlink(nflog.FAMILY)
     nflog.bind(log, rules.LOG_GROUP)
-    udp = within.listen("udp", names.GUARD, 53)
-    tcp = within.listen("tcp", names.GUARD, 53)
+    acts = {**guard.listen(within), log.fileno(): lambda: guard.take_log(log)}
     os.write(resident.READY, b"." + lookups.result(settings["best_effort"]).encode())
     os.close(resident.READY)
-    acts = {
-        udp.fileno(): lambda: guard.take_datagram(udp),
-        tcp.fileno(): lambda: guard.take_connection(tcp),
-        log.fileno(): lambda: guard.take_log(log),
-    }
-    while True:
-        ready = select.select([*acts, resident.ALIVE], [], [])[0]
-        for fd in ready:
-            if fd in acts:
-                acts[fd]()
-        if ready == [resident.ALIVE]:  # and nothing else: what was logged up to now has been read
-            break
+    resolver.serve_until_the_end(acts)
     sys.stderr.write(guard.summary())
     sys.stderr.flush()
 
 
-class Guard:
+class Guard(resolver.Resolver):
     """What is known of one sandbox's asking and trying."""
 
     def __init__(self, within: Within, settings: dict[str, Any]) -> None:
+        super().__init__(settings["servers"])
         self._within = within
         self._rules = rules.from_settings(settings["rules"])
         self._everything = bool(settings["everything"])
         self._learn = bool(settings["learn"])
-        self._servers: list[str] = settings["servers"]
-        self._workers = ThreadPoolExecutor(16)
         self._lock = threading.Lock()
         self._pinned: dict[tuple[str, str], float] = {}
         self._names: dict[str, str] = {}
@@ -86,46 +71,7 @@ class Guard:
 
     # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take_datagram(self, server: socket.socket) -> None:
-        """Answer one question by UDP, in a thread of its own."""
-        query, client = server.recvfrom(4096)
-
-        def work() -> None:
-            answer = self._answer(query)
-            if len(answer) > 4096:
-                answer = (
-                    answer[:2]
-                    + struct.pack("!H", struct.unpack_from("!H", answer, 2)[0] | 0x0200)
-                    + dns.reply(query, dns.question(query), 0)[4:]
-                )
-            try:
-                server.sendto(answer, client)
-            except OSError:
-                pass  # it has gone away
-
-        self._workers.submit(work)
-
-    def take_connection(self, server: socket.socket) -> None:
-        """Answer the questions of one TCP connection, in a thread of its own."""
-        client, _ = server.accept()
-
-        def work() -> None:
-            with client, client.makefile("rb") as stream:
-                client.settimeout(10)
-                try:
-                    while len(size := stream.read(2)) == 2:
-                        answer = self._answer(stream.read(struct.unpack("!H", size)[0]))
-                        client.sendall(struct.pack("!H", len(answer)) + answer)
-                except OSError:
-                    pass
-
-        self._workers.submit(work)
-
-    def _answer(self, query: bytes) -> bytes:
-        try:
-            asked = dns.question(query)
-        except ValueError:
-            return dns.reply(query.ljust(12, b"\0"), None, dns.FORMAT_ERROR)
+    def _answer_question(self, query: bytes, asked: dns.Question) -> bytes:
         about = [rule for rule in self._rules if rule.covers(asked.name)]
         if not about and not self._everything:
             self._record(event="ask", name=asked.name, allowed=False)
@@ -142,17 +88,6 @@ class Guard:
         self._record(event="ask", name=asked.name, allowed=True, addresses=answer.addresses)
         self._pin(asked.name, answer, about)
         return found
-
-    def upstream(self) -> list[str]:
-        """Return the resolvers that were asked for, or those that the host has now."""
-        if self._servers:
-            return self._servers
-        try:
-            with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as stream:
-                words = [line.split() for line in stream]
-        except OSError:
-            return []
-        return [line[1].partition("%")[0] for line in words if len(line) > 1 and line[0] == "nameserver"][:3]
 
     def _pin(self, name: str, answer: dns.Answer, about: list[rules.Rule]) -> None:
         """Allow what was answered, before anybody hears of it."""

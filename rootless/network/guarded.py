@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from rootless.errors import SbxError
-from rootless.network import names, resident
+from rootless.network import resident
 from rootless.steps import OutsideStep
 
 TYPE_CHECKING = False
@@ -32,7 +32,6 @@ def fill_in(network: Network, request: Request) -> None:
     network.guarded = True
     network.allow, network.learn = request.net_allow, request.net_learn
     network.log = os.path.abspath(request.net_log) if request.net_log else ""
-    network.servers = [names.check_address(address, "set resolver") for address in request.dns]
 
 
 def check_capabilities(capabilities: int) -> None:
@@ -65,7 +64,7 @@ class Guard(OutsideStep):
             os.close(net)
 
     def _settings(self) -> dict[str, object]:
-        from rootless.network import rules
+        from rootless.network import pasta, rules
 
         parsed = [rules.parse(text) for text in self.network.allow]
         everything = self.network.learn or not parsed
@@ -82,6 +81,7 @@ class Guard(OutsideStep):
         return {
             "rules": rules.to_settings(parsed), "everything": everything, "learn": self.network.learn,
             "log": self.network.log, "servers": self.network.servers, "best_effort": self.best_effort,
+            "unlink": pasta.LINK if self.network.backend == "pasta" else "",
             "names": [] if everything else [name for name in exact if name not in known_inside],
         }  # fmt: skip
 

@@ -16,7 +16,7 @@ USER_MODE = ("slirp4netns", "pasta")  #: back ends that are a user-mode stack, t
 INTERFACE = "tap0"
 OWN, GATEWAY, RESOLVER = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 OWN6, GATEWAY6, RESOLVER6 = "fd00::100", "fd00::2", "fd00::3"
-GUARD = "127.0.0.53"  #: where the guard answers, in the sandbox
+LOCAL = "127.0.0.53"  #: where a resolver of ours answers, in the sandbox
 OURS = (GATEWAY, RESOLVER, GATEWAY6, RESOLVER6)
 HOST_NAMES = "host.containers.internal host.docker.internal"
 _BLANK = frozenset(" \t\n\r\0")
@@ -66,7 +66,7 @@ def resolv_conf(network: Network, servers: list[str], domains: list[str], host: 
     elif network.backend == "network":
         servers = servers or network.servers  # the network's own, which knows its members
     elif network.guarded:
-        servers = [GUARD]  # it asks whom --dns names
+        servers = [LOCAL]  # it asks whom --dns names
     elif not servers:
         servers = resolvers(network, host)
     return "".join(f"{line}\n" for line in [*_search(domains, host), *(f"nameserver {server}" for server in servers)])
@@ -77,7 +77,9 @@ def resolvers(network: Network, host: str) -> list[str]:
     theirs = [words[1] for words in map(str.split, host.splitlines()) if len(words) > 1 and words[0] == "nameserver"]
     if network.backend not in USER_MODE:
         return theirs
-    # The user-mode stack has one address for the host's first IPv4 resolver and one for its first IPv6 resolver. Where
+    if network.backend == "pasta":
+        return [LOCAL]  # pasta itself passes questions on to whom the host asked when it started
+    # slirp4netns has one address for the host's first IPv4 resolver and one for its first IPv6 resolver. Where
     # the host has none at this moment, it may have one later.
     four = [RESOLVER] if not theirs or any(":" not in server for server in theirs) else []
     return four + ([RESOLVER6] if network.ipv6 and any(":" in server for server in theirs) else [])

@@ -1,7 +1,8 @@
 """The pasta back end: a user-mode stack that passes sockets on instead of packets. Outside.
 
 pasta(1). It goes to the background when it is ready, confines itself, and ends when the name of the net namespace that
-it was given is deleted: a link in the sandbox's folder, which the supervisor deletes if nobody else can.
+it was given is deleted: a link in the sandbox's folder. The parent does that, or the supervisor, or, if both were
+killed, the resolver beside it: pasta reads the host's resolv.conf when it starts and never again, so ours follows that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.network import names, slirp4netns
+from rootless.network import names, resident, slirp4netns
 from rootless.steps import OutsideStep, Watched
 
 TYPE_CHECKING = False
@@ -24,6 +25,49 @@ _WATCHED = "net"
 LINK = f"{_WATCHED}/netns"
 _NUMBER = "pasta.pid"
 _SIGTERM = 15
+
+
+class StartResolver(OutsideStep):
+    """Start the resolver; it gets ready beside pasta. Where others were asked to answer it only waits for our end."""
+
+    __slots__ = ("folder", "network", "resolver")
+
+    def __init__(self, network: Network, folder: str) -> None:
+        self.network = network
+        self.folder = folder
+        self.resolver: resident.Resident | None = None
+
+    def describe(self) -> str:
+        return f"start a resolver on {names.LOCAL}" if self._answers() else "start what ends pasta after us"
+
+    def execute(self, pid: int) -> Undo:
+        user, net = resident.open_namespaces(pid)
+        try:
+            settings = {"answers": self._answers(), "unlink": LINK}
+            self.resolver = resident.begin("resolver", self.folder, settings, (user, net))
+        finally:
+            os.close(user)
+            os.close(net)
+        return self.resolver
+
+    def _answers(self) -> bool:
+        return not self.network.servers
+
+
+class AwaitResolver(OutsideStep):
+    """Wait until the resolver answers."""
+
+    __slots__ = ("started",)
+
+    def __init__(self, started: StartResolver) -> None:
+        self.started = started
+
+    def describe(self) -> str:
+        return "wait for the resolver"
+
+    def execute(self, pid: int) -> None:
+        assert self.started.resolver
+        self.started.resolver.await_ready()
 
 
 class Attach(OutsideStep):
@@ -65,12 +109,8 @@ class Attach(OutsideStep):
             "--pid",
             f"{self.folder}/{_NUMBER}",
         ]
-        words += ["-a", names.OWN, "-n", "24", "-g", names.GATEWAY, "--dns-forward", names.RESOLVER]
-        words += (
-            ["-a", names.OWN6, "-g", names.GATEWAY6, "--dns-forward", names.RESOLVER6]
-            if network.ipv6
-            else ["--ipv4-only"]
-        )
+        words += ["-a", names.OWN, "-n", "24", "-g", names.GATEWAY]
+        words += ["-a", names.OWN6, "-g", names.GATEWAY6] if network.ipv6 else ["--ipv4-only"]
         # The gateway's address is the host's loopback to it, unless told otherwise
         words += [] if network.host_loopback else ["--no-map-gw"]
         # Ports of the sandbox and of the host's loopback are forwarded when asked for, and not because they are there
@@ -130,4 +170,8 @@ def _failure(said: str) -> SbxError:
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:
     """Return the parent's steps that attach it."""
-    return [Attach(spec.network, spec.folder)]
+    attach = Attach(spec.network, spec.folder)
+    if spec.network.guarded:
+        return [attach]  # the guard answers
+    start = StartResolver(spec.network, spec.folder)
+    return [start, attach, AwaitResolver(start)]

@@ -36,6 +36,15 @@ def start(
 
     `while_lives` is a pidfd: it ends with that process, and not with us. Raises the SbxError that it met.
     """
+    resident = begin(role, folder, settings, namespaces, while_lives)
+    resident.await_ready()
+    return resident
+
+
+def begin(
+    role: str, folder: str, settings: dict[str, Any], namespaces: tuple[int, int], while_lives: int = -1
+) -> Resident:
+    """Start it as start() does, but don't wait: the caller has something else to wait for first."""
     ready, says_ready = os.pipe2(os.O_CLOEXEC)
     ends, alive = os.pipe2(os.O_CLOEXEC)
     settings_reader, settings_writer = os.pipe2(os.O_CLOEXEC)
@@ -58,53 +67,61 @@ def start(
     finally:
         for fd in (says_ready, ends, settings_reader, settings_writer):
             os.close(fd)
-    resident = Resident(role, program, alive)
-    try:
-        said = b"".join(iter(lambda: program.await_ready(ready), b"")).decode("utf-8", "replace")
-    except BaseException:
-        resident.forget()
-        raise
-    finally:
-        os.close(ready)
-    if not said.startswith("."):
-        output = resident.finish()
-        code, message, hint = [*said.split("\0"), "", "", ""][:3]
-        raise SbxError(
-            code or "network-failed",
-            message or f"start {role}: {(output.strip().splitlines() or ['it ended'])[-1]}",
-            hint,
-        )
-    if said != ".":
-        os.write(2, f"sbx: {printable(said[1:])}\n".encode("utf-8", "replace"))
-    return resident
+    program.name = f"the network's {role}"  # not that of the interpreter
+    return Resident(role, program, alive, ready)
 
 
 class Resident(Watched):
     """A resident program at work; called, it ends it and tells the user what it has to say."""
 
-    __slots__ = ("_alive", "_program", "role")
+    __slots__ = ("_alive", "_program", "_ready", "role")
 
-    def __init__(self, role: str, program: programs.Running, alive: int) -> None:
+    def __init__(self, role: str, program: programs.Running, alive: int, ready: int) -> None:
         super().__init__(os.pidfd_open(program.pid))
         self.role = role
         self._program: programs.Running | None = program
         self._alive = alive
+        self._ready = ready
+
+    def await_ready(self) -> None:
+        """Wait until it serves, and tell the user what it has to say. Raises the SbxError that it met."""
+        assert self._program
+        try:
+            said = b"".join(iter(lambda: self._program.await_ready(self._ready), b"")).decode("utf-8", "replace")  # type: ignore[union-attr]
+        except BaseException:
+            self._forget()
+            raise
+        if not said.startswith("."):
+            output = self.finish()
+            code, message, hint = [*said.split("\0"), "", "", ""][:3]
+            raise SbxError(
+                code or "network-failed",
+                message or f"start {self.role}: {(output.strip().splitlines() or ['it ended'])[-1]}",
+                hint,
+            )
+        os.close(self._ready)
+        self._ready = -1
+        if said != ".":
+            os.write(2, f"sbx: {printable(said[1:])}\n".encode("utf-8", "replace"))
 
     def __call__(self) -> None:
-        os.write(2, self.finish().encode("utf-8", "replace"))
+        serves = self._ready < 0
+        said = self.finish()
+        if serves:  # otherwise it complains of us
+            os.write(2, said.encode("utf-8", "replace"))
 
     def finish(self) -> str:
         """Tell it to end, wait until it has, and return what it said. Idempotent."""
         if self._program is None:
             return ""
         program = self._program
-        self.forget()
+        self._forget()
         return program.stop(1 << 16)
 
-    def forget(self) -> None:
-        """Tell it to end, if it has not, and be done with it."""
-        os.close(self._alive)
-        os.close(self.fd)
+    def _forget(self) -> None:
+        for fd in (self._alive, self._ready, self.fd):
+            if fd >= 0:
+                os.close(fd)
         self._program = None
 
     def lost(self) -> str:

@@ -24,6 +24,10 @@ def main(role: str) -> int:
             from rootless.network import forward
 
             forward.serve(settings)
+        elif role == "resolver":
+            from rootless.network import resolver
+
+            resolver.serve(settings)
         elif role == "guard":
             from rootless.network import guard
 
@@ -36,6 +40,17 @@ def main(role: str) -> int:
         except OSError:
             sys.stderr.write(f"{known}\n")
         return 1
+    finally:
+        if link := settings.get("unlink"):
+            _unlink(link)
+
+
+def _unlink(link: str) -> None:
+    """Delete what ends another helper program: if all that know of it were killed, somebody must."""
+    try:
+        os.unlink(link)
+    except OSError:
+        pass  # somebody was faster
 
 
 if __name__ == "__main__":
