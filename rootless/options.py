@@ -37,9 +37,9 @@ _COMMON = [
     Option("--env-file", LIST, "set the variables in a file of NAME=VALUE lines", "FILE"),
     Option("-u --user", TEXT, "run as this user and group of the image", "NAME|UID[:GROUP|GID]"),
     Option("-w --workdir", TEXT, "working directory inside", "PATH"),
-    Option("-t --tty", FLAG, "give the command a terminal even if stdin or stdout is none of ours"),
+    Option("-t --tty", FLAG, "give the command a terminal, also where stdin or stdout is none"),
     Option("-i --interactive", FLAG, "accepted for docker's sake: stdin is always passed on"),
-    Option("--no-tty", FLAG, "give the command no terminal, but our own stdin and stdout"),
+    Option("--no-tty", FLAG, "give the command no terminal of its own"),
     Option("--pass-fd", LIST, "leave this descriptor open in the command", "N"),
     Option("--debug", FLAG, "print each step as it is done"),
 ]

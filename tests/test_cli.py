@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -61,6 +63,44 @@ def test_words_of_other_tools_are_none_of_ours() -> None:
     assert not flags & set(mistakes.OPTIONS)
     for hint in (*mistakes.COMMANDS.values(), *mistakes.OPTIONS.values(), *mistakes.OTHERS.values()):
         assert set(re.findall(r"\bsbx ([a-z]+)", hint)) <= ours, hint
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each command, and each group of them, with the words that call it."""
+    for name, command in group.commands.items():
+        yield f"{path}{name}", command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path}{name} ")
+
+
+ALL = dict(commands(typer.main.get_command(cli.build_app())))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_help_reads_as_a_manual_page(sbx: Sbx, path: str) -> None:
+    """It says of each argument and option what it is, in the words of manual pages and not of Python."""
+    command = ALL[path]
+    assert command.help, path
+    for parameter in command.params:
+        assert parameter.help, f"{path}: {parameter.opts}"
+    shown = sbx.ok(*path.split(" "), "--help", env={"COLUMNS": "160"})
+    usage = shown.split("\n")[1]
+    assert usage.startswith(f" Usage: sbx {path} [OPTIONS]"), usage
+    assert not set(usage) & set("{}<>"), usage
+    assert not re.search(r"<\w+>", shown), shown
+    arguments = usage.partition("[OPTIONS]")[2].strip()
+    assert arguments == arguments.upper() or "/tcp|udp" in arguments, usage
+
+
+def test_the_list_of_commands_is_divided(sbx: Sbx) -> None:
+    shown = sbx.ok("--help")
+    assert set(" ".join(cli.PANELS.values()).split()) == set(cli.GROUPS)
+    assert re.findall("╭─ (.*?) ─", shown) == ["Options", *cli.PANELS]
+
+
+def test_paragraphs_of_help_flow(sbx: Sbx) -> None:
+    shown = sbx.ok("save", "--help", env={"COLUMNS": "400"})
+    assert any("docker-archive it is what" in line and "FILE:NAME." in line for line in shown.split("\n"))
 
 
 def test_help_on_a_command_is_its_own_help(sbx: Sbx) -> None:

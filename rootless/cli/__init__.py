@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rootless import __version__
+from rootless.cli import pages
 
 #: module → its commands: a command costs the import of its own module, and the signatures of its neighbours, no more
 GROUPS = {
@@ -27,7 +28,15 @@ GROUPS = {
     "help": "help",
 }
 
-app = typer.Typer(
+#: what the list of commands is divided into: title → modules
+PANELS = {
+    "Sandboxes": "hot sandboxes limits",
+    "Images": "images archives registry system",
+    "Networks": "network",
+    "This machine, and help": "host help",
+}
+
+app = pages.App(
     name="sbx",
     help="Rootless sandboxes: run programs and images without root, without a daemon, safe by default.",
     no_args_is_help=True,
@@ -84,6 +93,19 @@ def build_app(command: str = "") -> typer.Typer:
     wanted = [group for group, commands in GROUPS.items() if command in commands.split()]
     for group in wanted or GROUPS:
         if group not in _registered:
-            importlib.import_module(f"rootless.cli.{group}").register(app)
+            _register(group)
             _registered.add(group)
     return app
+
+
+def _register(group: str) -> None:
+    """Add the commands of a module to the app, under its title."""
+    part = pages.App()
+    importlib.import_module(f"rootless.cli.{group}").register(part)
+    title = next(title for title, groups in PANELS.items() if group in groups.split())
+    for command in part.registered_commands:
+        command.rich_help_panel = title
+    for subgroup in part.registered_groups:
+        subgroup.rich_help_panel = title
+    app.registered_commands += part.registered_commands
+    app.registered_groups += part.registered_groups

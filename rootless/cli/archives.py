@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def save(
-    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="names, or the beginnings of ids", show_default=False)
+    ],
     out: Output = "-",
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help=", ".join(FORMATS))] = "oci-archive",
 ) -> None:
@@ -71,7 +73,7 @@ def load(
 
 
 def export(
-    name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="IMAGE", help="a name, or the beginning of an id", show_default=False)],
     out: Output = "-",
     idmap_mode: Annotated[
         str, typer.Option("--idmap", metavar="MODE", help="see the files as with auto, single or keep")

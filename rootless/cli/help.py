@@ -20,7 +20,11 @@ def register(app: typer.Typer) -> None:
     app.command(name="help")(show)
 
 
-def show(topic: Annotated[str, typer.Argument(metavar="[TOPIC|COMMAND]", show_default=False)] = "") -> int:
+def show(
+    topic: Annotated[
+        str, typer.Argument(metavar="[TOPIC|COMMAND]", help="one of the list, or of sbx --help", show_default=False)
+    ] = "",
+) -> int:
     """Show a page of the manual, or a command's options; without a topic, the list of pages."""
     folder = paths.shipped(_FOLDER)
     topics = sorted(name.removesuffix(".md") for name in os.listdir(folder) if name.endswith(".md"))

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def unshare(
-    command: Annotated[list[str], typer.Argument(metavar="[COMMAND [ARGUMENT]...]", show_default=False)] = [],  # noqa: B006
+    command: Annotated[
+        list[str], typer.Argument(metavar="[COMMAND [ARGUMENT]...]", help="default: your shell", show_default=False)
+    ] = [],  # noqa: B006
     idmap_mode: Annotated[str, typer.Option("--idmap", metavar="MODE", help="auto, single or keep")] = "",
 ) -> None:
     """Run a command, or a shell, on the host as it is, but as root of your user namespace.

@@ -17,11 +17,27 @@ _TYPES: dict[str, tuple[Any, Any]] = {
     NUMBER: (int | None, None),
     SECONDS: (float | None, None),
 }
+_ORDER = "Options come before IMAGE; what comes after it is the command's, options and all."
+#: what is called so → what it is
+_WORDS = {
+    "IMAGE": "a name, as in a registry; host is this machine's own files",
+    "SANDBOX": "a name, an id, or the start of an id",
+    "COMMAND [ARGUMENT]...": "found in PATH inside",
+    "[COMMAND [ARGUMENT]...]": "found in PATH inside; default: the image's",
+}
 #: command → what it does, what its subject is called, what follows
 _COMMANDS = {
-    "run": ("Run a command in a new sandbox.", "IMAGE", "[COMMAND [ARGUMENT]...]"),
-    "shell": ("Open a shell in a new sandbox.", "IMAGE", None),
-    "exec": ("Run one more command in a running sandbox.", "SANDBOX", "COMMAND [ARGUMENT]..."),
+    "run": (
+        f"Run a command in a new sandbox.\n\n{_ORDER}\n\nFor example: sbx run -v .:/work -w /work alpine ls -l",
+        "IMAGE",
+        "[COMMAND [ARGUMENT]...]",
+    ),
+    "shell": ("Open a shell in a new sandbox.\n\nFor example: sbx shell --here alpine", "IMAGE", None),
+    "exec": (
+        f"Run one more command in a running sandbox.\n\n{_ORDER.replace('IMAGE', 'SANDBOX')}",
+        "SANDBOX",
+        "COMMAND [ARGUMENT]...",
+    ),
 }
 
 
@@ -68,7 +84,9 @@ def parameter(option: Option) -> inspect.Parameter:
 
 
 def _argument(name: str, kind: Any, metavar: str, default: Any) -> inspect.Parameter:
-    return _keyword(name, Annotated[kind, typer.Argument(metavar=metavar, show_default=False)], default)
+    return _keyword(
+        name, Annotated[kind, typer.Argument(metavar=metavar, help=_WORDS[metavar], show_default=False)], default
+    )
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

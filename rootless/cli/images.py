@@ -16,10 +16,13 @@ from rootless.errors import SbxError, printable
 if TYPE_CHECKING:
     from rootless.oci.images import Stored
 
+ImageName = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="a name, or the beginning of an id", show_default=False)
+]
 IdMapOption = Annotated[str, typer.Option("--idmap", metavar="MODE", help="unpack for auto, single or keep")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print ids only")]
-NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="shorten nothing")]
+NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="do not shorten ids and texts")]
 
 
 def register(app: typer.Typer) -> None:
@@ -221,8 +224,8 @@ def rmi(
 
 
 def tag(
-    source: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)],
-    targets: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)],
+    source: ImageName,
+    targets: Annotated[list[str], typer.Argument(metavar="NAME...", help="what else to call it", show_default=False)],
 ) -> None:
     """Give an image more names."""
     from rootless.oci import images as store
@@ -234,7 +237,7 @@ def tag(
 
 
 def history(
-    name: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)],
+    name: ImageName,
     json: Json = False,
     no_trunc: NoTrunc = False,
 ) -> None:

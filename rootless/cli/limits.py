@@ -184,7 +184,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def top(
-    name: Annotated[str, typer.Argument(metavar="SANDBOX")],
+    name: Annotated[str, typer.Argument(metavar="SANDBOX", help="a name, an id, or the start of an id")],
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show the processes in a sandbox."""

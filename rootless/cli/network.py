@@ -12,17 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from rootless import paths, spec, state
-from rootless.cli import output
+from rootless.cli import output, pages
 from rootless.errors import SbxError
 from rootless.network import names, ports, records, resident, slirp4netns
-from rootless.networks import member
+from rootless.networks import wayout
 from rootless.spec import Port, SandboxSpec
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command()(port)
-    group = typer.Typer(name="network", help="Networks of several sandboxes.", no_args_is_help=True)
+    group = pages.App(name="network", help="Networks of several sandboxes.", no_args_is_help=True)
     for command in (create, rm, inspect):
         group.command()(command)
     group.command("ls")(list_networks)
@@ -30,12 +30,16 @@ def register(app: typer.Typer) -> None:
 
 
 def port(
-    name: Annotated[str, typer.Argument(metavar="SANDBOX", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="SANDBOX", help="a name, an id, or the start of an id", show_default=False)
+    ],
     inside: Annotated[
         str, typer.Argument(metavar="[PORT[/tcp|udp]]", help="show this one alone", show_default=False)
     ] = "",
-    add: Annotated[list[str], typer.Option("--add", metavar="[[IP:]HOST:]SANDBOX[/udp]", help="publish")] = [],  # noqa: B006
-    remove: Annotated[list[str], typer.Option("--remove", metavar="[IP:]HOST[/udp]", help="publish no longer")] = [],  # noqa: B006
+    add: Annotated[list[str], typer.Option("--add", metavar="[[IP:]HOST:]PORT[/udp]", help="publish one more")] = [],  # noqa: B006
+    remove: Annotated[
+        list[str], typer.Option("--remove", metavar="[IP:]HOST[/udp]", help="publish this one no longer")
+    ] = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show the published ports of a running sandbox, or change them."""
@@ -133,20 +137,30 @@ def _remove(wanted: SandboxSpec, text: str) -> None:
 
 # ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+Networks = Annotated[list[str], typer.Argument(metavar="NAME...", help="names of networks", show_default=False)]
 _POOL = ipaddress.IPv4Network("10.89.0.0/16")
 
 
 def create(
-    name: Annotated[str, typer.Argument(show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="what to call it", show_default=False)],
     subnet: Annotated[
         str, typer.Option(metavar="CIDR", help="IPv4 addresses (default: a free part of 10.89.0.0/16)")
     ] = "",
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 addresses as well")] = False,
     internal: Annotated[bool, typer.Option("--internal", help="no way out: members reach each other alone")] = False,
+    net: Annotated[str, typer.Option(metavar="NAME", help="the way out: auto, slirp4netns, pasta")] = "auto",
+    host_loopback: Annotated[
+        bool, typer.Option("--host-loopback", help="members reach the host's loopback interface")
+    ] = False,
 ) -> None:
     """Make a network that sandboxes can share with --net NAME."""
     folder = records.folder(name)
+    if internal and host_loopback:
+        raise SbxError(
+            "network-conflict", f"create network {name}: with --internal nothing leads to the host's loopback"
+        )
     chosen = _check_subnet(subnet) if subnet else _free_subnet()
+    way_out = "" if internal else wayout.choose(net)
     paths.ensure(os.path.dirname(folder))
     try:
         os.mkdir(folder, 0o700)
@@ -154,7 +168,9 @@ def create(
         raise SbxError(
             "name-taken", f"create network {name}: there is one of that name", "see: sbx network ls"
         ) from None
-    config = {"subnet": str(chosen), "ipv6": ipv6, "internal": internal}
+    config = {"subnet": str(chosen), "ipv6": ipv6, "internal": internal, "net": way_out, "host": ""}
+    if host_loopback and (found := wayout.describe(config)):
+        config["host"] = found.host
     state.write_atomically(folder, "config", marshal.dumps(config, 4))
     output.lines([name])
 
@@ -170,23 +186,23 @@ def list_networks(
         output.json([_details(name) for name in records.names()])
     else:
         rows = [
-            (d["name"], d["subnet"], "internal" if d["internal"] else "", str(len(d["members"])))
+            (d["name"], d["subnet"], d["net"] or "internal", str(len(d["members"])))
             for d in map(_details, records.names())
         ]
-        output.table(("NAME", "SUBNET", "KIND", "MEMBERS"), rows)
+        output.table(("NAME", "SUBNET", "WAY OUT", "MEMBERS"), rows)
 
 
-def inspect(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]) -> None:
+def inspect(networks: Networks) -> None:
     """Show all about networks, and who is in them, as JSON."""
     output.json([_details(name) for name in networks])
 
 
-def rm(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]) -> None:
+def rm(networks: Networks) -> None:
     """Remove networks that nobody is in."""
     for name in networks:
         records.read(name)
         with records.Lock(name):
-            if inside := member.members(name):
+            if inside := records.members(records.folder(name)):
                 raise SbxError(
                     "network-busy", f"remove network {name}: {inside[0]['name']} is in it", "stop its sandboxes first"
                 )
@@ -195,7 +211,7 @@ def rm(networks: Annotated[list[str], typer.Argument(metavar="NAME...", show_def
 
 
 def _details(name: str) -> dict[str, Any]:
-    return {"name": name, **records.read(name), "members": member.members(name)}
+    return {"name": name, **records.read(name), "members": records.members(records.folder(name))}
 
 
 def _taken() -> list[ipaddress.IPv4Network]:

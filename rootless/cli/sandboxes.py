@@ -120,7 +120,12 @@ def _send(record: dict[str, Any], number: int) -> None:
         os.close(process)
 
 
-def inspect(names: Annotated[list[str], typer.Argument(metavar="SANDBOX|IMAGE...", show_default=False)]) -> None:
+def inspect(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="SANDBOX|IMAGE...", help="names, ids, or the start of ids", show_default=False),
+    ],
+) -> None:
     """Show all about running sandboxes, or about images, as JSON."""
     output.json([_inspect(name) for name in names])
 

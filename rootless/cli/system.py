@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rootless.cli import output
+from rootless.cli import output, pages
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    system = typer.Typer(help="Look after what sbx keeps on the disk.", no_args_is_help=True)
+    system = pages.App(help="Look after what sbx keeps on the disk.", no_args_is_help=True)
     system.command()(df)
     system.command()(check)
     app.add_typer(system, name="system")
-    image = typer.Typer(
+    image = pages.App(
         help="Look after images; the commands for one image stand alone, as `sbx rmi`.", no_args_is_help=True
     )
     image.command()(prune)
