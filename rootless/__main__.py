@@ -13,22 +13,24 @@ if not __package__:
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-STARVED = b"sbx: start: too little address space is allowed\nhint: 32 MiB will do: ulimit -v 32768\n"
+ENOMEM = 12
+STARVED = b"sbx: start: out of memory\nhint: where ulimit -v is set, 32 MiB of address space will do: ulimit -v 32768\n"
 
 
 def _end_if_starved(error: Exception) -> None:
-    """Tell in one line that too little memory is allowed, and end, if that is what `error` comes of.
+    """Tell in one line that there is no memory, and end, if that is what `error` comes of.
 
-    Nothing is made up here: there is no memory for it. The dynamic loader has words of its own.
+    Nothing is made up here: there is no memory for it. The dynamic loader has words of its own, and the interpreter's C
+    modules may forget which error it was.
     """
-    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+    if isinstance(error, MemoryError | SystemError) or "failed to map segment" in str(error):
         os.write(2, STARVED)
         os._exit(125)
 
 
 try:
     from rootless import errors, options, paths
-except (MemoryError, ImportError) as error:
+except (MemoryError, SystemError, ImportError) as error:
     _end_if_starved(error)
     raise
 
@@ -49,9 +51,11 @@ def main() -> int:
     except KeyboardInterrupt:
         return errors.SIGNALLED + 2
     except OSError as error:
+        if error.errno == ENOMEM:
+            _end_if_starved(MemoryError())
         where = f": {error.filename}" if error.filename else ""
         return _fail(errors.SbxError("system", f"{error.strerror or error}{where}"), error.errno or 0)
-    except (MemoryError, ImportError) as error:
+    except (MemoryError, SystemError, ImportError) as error:
         _end_if_starved(error)
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -181,11 +182,11 @@ def test_too_small_an_address_space_is_told_in_one_line(sbx: Sbx, image: str, co
         if process.returncode == 0:
             assert (said, errors) == (b"ran\n" if command[0] == "run" else b"[]\n", b"")
         elif not errors.startswith(b"sbx: "):  # the loader's words, or the interpreter's before our first line
-            assert b"/rootless/" not in errors
+            assert b", in " not in errors
             continue
         else:
-            assert (process.returncode, said, errors.count(b"\n")) == (125, b"", 2), errors
-            assert b"ulimit -v" in errors
+            assert (process.returncode, said) == (125, b""), errors
+            assert re.fullmatch(rb"sbx: [^\n]*memory\n(hint: [^\n]*\n)?", errors), errors
         seen.add(process.returncode)
     assert seen == {0, 125}
 
