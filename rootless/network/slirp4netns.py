@@ -56,6 +56,9 @@ def start(argv: list[str], folder: str) -> Helper:
     """Start slirp4netns in `folder`, where its control socket will be, and return it when it is ready."""
     ready, says_ready = os.pipe2(os.O_CLOEXEC)
     ends, alive = os.pipe2(os.O_CLOEXEC)
+    if os.geteuid() == 0:
+        # Its own sandbox makes / private and no mount below: what it then mounts on a shared /tmp covers the host's.
+        argv = ["unshare", "--mount", "--propagation", "private", programs.require(argv[0]), *argv[1:]]
     # Where root inside is not the caller, neither is the owner of its socket, which we must be able to connect to; to
     # everybody else the folder is closed.
     umask = os.umask(0)
