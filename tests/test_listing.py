@@ -52,8 +52,8 @@ def test_a_template(text: str, shown: str) -> None:
     ("text", "why"),
     [
         ("{{.Nothing}}", "there is no .Nothing"),
-        ("{{.State.Nothing}}", "there is no .Nothing"),
-        ("{{.ID.Nothing}}", "there is no .Nothing"),
+        ("{{.State.Nothing}}", "there is no .State.Nothing"),
+        ("{{.ID.Nothing}}", "there is no .ID.Nothing"),
         ("{{.ID", "a {{ or }} stands alone"),
         ("ID}}", "a {{ or }} stands alone"),
         ("{{}}", "{{}} is not understood"),
@@ -77,6 +77,13 @@ def test_what_is_no_template(text: str, why: str) -> None:
 def test_a_template_is_read_or_refused(text: str) -> None:
     with suppress(SbxError):
         Template(text).expand(VALUE)
+
+
+def test_a_second_place_to_look() -> None:
+    both = {"state": "running", "x": {"a": 1}}, {"State": {"pid": 7}, "x": {"b": 2}}
+    assert Template("{{.State}} {{.State.Pid}} {{.X.A}} {{.X.B}} {{json .}}").expand(*both) == (
+        'running 7 1 2 {"state": "running", "x": {"a": 1}}'
+    )
 
 
 def test_values_are_made_safe_for_a_terminal() -> None:

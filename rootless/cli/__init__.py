@@ -17,7 +17,8 @@ from rootless.cli import pages
 #: module → its commands: a command costs the import of its own module, and the signatures of its neighbours, no more
 GROUPS = {
     "hot": "run shell exec",
-    "sandboxes": "ps kill stop inspect",
+    "sandboxes": "ps kill stop",
+    "inspection": "inspect",
     "limits": "update pause unpause stats top",
     "images": "import images rmi tag history",
     "archives": "save load export",
@@ -30,7 +31,7 @@ GROUPS = {
 
 #: what the list of commands is divided into: title → modules
 PANELS = {
-    "Sandboxes": "hot sandboxes limits",
+    "Sandboxes": "hot sandboxes inspection limits",
     "Images": "images archives registry system",
     "Networks": "network",
     "This machine, and help": "host help",

@@ -269,9 +269,9 @@ def details(name: str) -> dict[str, Any]:
         "names": [
             other.reference for other in store.listing() if isinstance(other, store.Stored) and other.id == image.id
         ],
-        "manifest": {"mediaType": image.manifest.media_type, "annotations": image.manifest.annotations},
+        "manifest": {"media_type": image.manifest.media_type, "annotations": image.manifest.annotations},
         "layers": [
-            {"digest": layer.digest, "diffId": diff_id, "mediaType": layer.media_type, "size": layer.size}
+            {"digest": layer.digest, "diff_id": diff_id, "media_type": layer.media_type, "size": layer.size}
             for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
         ],
         "config": image.config.document.get("config") or {},

@@ -18,6 +18,9 @@ from rootless.errors import SbxError
 Format = Annotated[
     str, typer.Option("--format", metavar="TEMPLATE", help="print {{.Name}} … of each, table {{.Name}}\\t…, or json")
 ]
+DocumentFormat = Annotated[
+    str, typer.Option("--format", "-f", metavar="TEMPLATE", help="print {{.name}} … of each, instead of JSON")
+]
 Filters = Annotated[list[str], typer.Option("--filter", "-f", metavar="KEY=VALUE", help="list only these")]
 
 Test = Callable[[Any], bool]
@@ -71,6 +74,17 @@ def show(form: str, rows: Sequence[Any], columns: Mapping[str, Column]) -> None:
         output.table(head.split("\t"), [line.split("\t") for line in lines])
     else:
         output.formatted(lines)
+
+
+def show_documents(
+    form: str, found: Sequence[Mapping[str, Any]], otherwise: Callable[[Any], Any] = lambda one: None
+) -> None:
+    """Print documents as JSON, or each by the template `form`; `otherwise` makes what else the template may name."""
+    if form in ("", "json"):
+        output.json(found)
+    else:
+        template = Template(form)
+        output.formatted([template.expand(one, otherwise(one)) for one in found])
 
 
 class _Names(dict[str, str]):

@@ -81,8 +81,10 @@ OTHERS = {
     "ps --latest": "the last line is the latest",
     "ps -s": "what they use is shown by: sbx stats --once",
     "ps --size": "what they use is shown by: sbx stats --once",
-    "inspect --format": "it prints JSON: jq",
-    "inspect -f": "it prints JSON: jq",
+    "stats --format": "--json, and jq",
+    "history --format": "--json, and jq",
+    "inspect -s": "what it uses is shown by: sbx stats --once",
+    "inspect --size": "what it uses is shown by: sbx stats --once",
 }
 
 

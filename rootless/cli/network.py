@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from rootless import paths, spec, state
-from rootless.cli import output, pages
+from rootless.cli import listing, output, pages
+from rootless.cli.listing import Column
 from rootless.errors import SbxError
 from rootless.network import names, ports, records, resident, slirp4netns
 from rootless.networks import wayout
@@ -178,12 +179,18 @@ def create(
 def list_networks(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print names only")] = False,
+    form: listing.Format = "",
 ) -> None:
-    """List the networks."""
+    """List the networks.
+
+    Fields of --format: .Name .Subnet .Internal .IPv6 .Members
+    """
     if quiet:
         output.lines(records.names())
-    elif json:
+    elif json or form == "json":
         output.json([_details(name) for name in records.names()])
+    elif form:
+        listing.show(form, [_details(name) for name in records.names()], _COLUMNS)
     else:
         rows = [
             (d["name"], d["subnet"], d["net"] or "internal", str(len(d["members"])))
@@ -192,9 +199,9 @@ def list_networks(
         output.table(("NAME", "SUBNET", "WAY OUT", "MEMBERS"), rows)
 
 
-def inspect(networks: Networks) -> None:
+def inspect(networks: Networks, form: listing.DocumentFormat = "") -> None:
     """Show all about networks, and who is in them, as JSON."""
-    output.json([_details(name) for name in networks])
+    listing.show_documents(form, [_details(name) for name in networks])
 
 
 def rm(networks: Networks) -> None:
@@ -212,6 +219,16 @@ def rm(networks: Networks) -> None:
 
 def _details(name: str) -> dict[str, Any]:
     return {"name": name, **records.read(name), "members": records.members(records.folder(name))}
+
+
+_COLUMNS = {
+    "Name": Column("NAME", lambda found: found["name"]),
+    "ID": Column("", lambda found: found["name"]),
+    "Subnet": Column("SUBNET", lambda found: found["subnet"]),
+    "Internal": Column("INTERNAL", lambda found: found["internal"]),
+    "IPv6": Column("IPV6", lambda found: found["ipv6"]),
+    "Members": Column("MEMBERS", lambda found: len(found["members"])),
+}
 
 
 def _taken() -> list[ipaddress.IPv4Network]:

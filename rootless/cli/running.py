@@ -45,12 +45,16 @@ def _wanted(record: Record) -> SandboxSpec:
     return found
 
 
-def _ports(record: Record) -> str:
+def ports(record: Record) -> list[dict[str, Any]]:
+    """Return the ports that are published now, with the numbers that were chosen for them."""
     from rootless.cli import network
 
-    found = [found for _, _, found in network.entries(_wanted(record))]
-    shown = (f"[{p.address}]" if ":" in p.address else p.address for p in found)
-    return ", ".join(f"{host}:{p.host}->{p.inside}/{p.protocol}" for host, p in zip(shown, found, strict=True))
+    return [found.fields() for _, _, found in network.entries(_wanted(record))]
+
+
+def _ports(record: Record) -> str:
+    found = [(f"[{p['address']}]" if ":" in p["address"] else p["address"], p) for p in ports(record)]
+    return ", ".join(f"{address}:{p['host']}->{p['inside']}/{p['protocol']}" for address, p in found)
 
 
 def _mounts(record: Record) -> list[str]:
@@ -87,6 +91,14 @@ def _moment(created: float) -> str:
 
 def _up(record: Record) -> str:
     return f"Up {time_text(record['created'])}{' (Paused)' if status(record) == 'paused' else ''}"
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Return what a list tells of a sandbox, for JSON."""
+    created = datetime.datetime.fromtimestamp(record["created"], datetime.UTC).isoformat(timespec="seconds")
+    return {"id": record["id"], "name": record["name"], "image": record["image"], "command": record["command"],
+            "created": created, "pid": record["pid"], "state": status(record),
+            "labels": labels(record)}  # fmt: skip
 
 
 # ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""`ps`, `kill`, `stop`, `inspect`: running sandboxes. Warm."""
+"""`ps`, `kill`, `stop`: running sandboxes. Warm."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from rootless import build, capabilities, cgroups, spec, state
-from rootless.cli import limits, listing, output, running
+from rootless import build, cgroups, spec, state
+from rootless.cli import listing, output, running
 from rootless.errors import SbxError
 from rootless.parent import FORWARDED
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (ps, kill, stop, inspect):
+    for command in (ps, kill, stop):
         app.command()(command)
 
 
@@ -51,7 +51,7 @@ def ps(
     if quiet:
         output.lines(record["id"] for record in records)
     elif json or form == "json":
-        output.json([_summary(record) for record in records])
+        output.json([running.summary(record) for record in records])
     elif form:
         listing.show(form, records, running.COLUMNS)
     else:
@@ -120,80 +120,10 @@ def _send(record: dict[str, Any], number: int) -> None:
         os.close(process)
 
 
-def inspect(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="SANDBOX|IMAGE...", help="names, ids, or the start of ids", show_default=False),
-    ],
-) -> None:
-    """Show all about running sandboxes, or about images, as JSON."""
-    output.json([_inspect(name) for name in names])
-
-
-def _inspect(name: str) -> dict[str, Any]:
-    try:
-        return _details(state.find(name))
-    except SbxError as error:
-        if error.code != "sandbox-unknown":
-            raise
-    from rootless.cli import images
-
-    return dict(images.details(name))
-
-
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     name = record["name"] if record["name"] != record["id"] else ""
     command = shlex.join(record["command"])
     return record["id"], name, record["image"], command, _age(record["created"]), str(record["pid"])
-
-
-def _summary(record: dict[str, Any]) -> dict[str, Any]:
-    created = datetime.datetime.fromtimestamp(record["created"], datetime.UTC).isoformat(timespec="seconds")
-    return {"id": record["id"], "name": record["name"], "image": record["image"], "command": record["command"],
-            "created": created, "pid": record["pid"], "state": running.status(record),
-            "labels": running.labels(record)}  # fmt: skip
-
-
-def _details(record: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a sandbox that its spec says; the environment too, for it is the caller's own."""
-    wanted = spec.unpack(record["spec"])
-    return {
-        **_summary(record),
-        "hostname": wanted.hostname,
-        "user": wanted.user,
-        "workdir": wanted.workdir,
-        "environment": [f"{_text(name)}={_text(value)}" for name, value in wanted.env.items()],
-        "idmap": {
-            "mode": wanted.idmap.mode,
-            "uids": [m.fields() for m in wanted.idmap.uids],
-            "gids": [m.fields() for m in wanted.idmap.gids],
-        },
-        "namespaces": ["user", *wanted.namespaces],
-        "network": {**wanted.network.fields(), "ports": [port.fields() for port in wanted.network.ports]},
-        "rootfs": {**wanted.rootfs.fields(), "folder": wanted.folder},
-        "mounts": [mount.fields() for mount in wanted.mounts],
-        "masked": wanted.masked,
-        "read_only": wanted.read_only,
-        "capabilities": capabilities.names(wanted.capabilities),
-        "no_new_privileges": wanted.no_new_privileges,
-        "seccomp": wanted.filter_name or "unconfined",
-        "stop_signal": _signal_name(wanted.stop_signal),
-        "stop_timeout": wanted.stop_timeout,
-        "limits": {name: {"soft": soft, "hard": hard} for name, (soft, hard) in wanted.limits.items()},
-        "resources": wanted.resources,
-        "receipt": limits.read_receipt(record),
-    }
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def _has_ended(process: int, seconds: float | None) -> bool:

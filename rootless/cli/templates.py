@@ -82,24 +82,28 @@ class Template:
         tokens = [token for part in self._parts if isinstance(part, list) for command in part for token in command]
         return [token.split(".")[1] for token in tokens if token[0] == "."]
 
-    def expand(self, value: Any) -> str:
-        """Return the template with its fields taken from `value`. Raises SbxError ``field-unknown``."""
-        return "".join(part if isinstance(part, str) else printable(self._run(part, value)) for part in self._parts)
+    def expand(self, value: Any, otherwise: Any = None) -> str:
+        """Return the template with its fields taken from `value`, or else from `otherwise`.
 
-    def _run(self, commands: list[list[str]], root: Any) -> str:
+        Raises SbxError ``field-unknown``.
+        """
+        roots = [root for root in (value, otherwise) if root is not None]
+        return "".join(part if isinstance(part, str) else printable(self._run(part, roots)) for part in self._parts)
+
+    def _run(self, commands: list[list[str]], roots: list[Any]) -> str:
         piped: list[Any] = []
         for first, *rest in commands:
-            operands = [self._operand(token, root) for token in rest] + piped
+            operands = [self._operand(token, roots) for token in rest] + piped
             try:
                 if first in FUNCTIONS:
                     piped = [FUNCTIONS[first](*operands)]
                 else:
-                    piped = [_index(self._operand(first, root), *operands)]
+                    piped = [_index(self._operand(first, roots), *operands)]
             except (TypeError, ValueError, LookupError):
                 raise self._error(f"{first} does not take these operands") from None
         return show(piped[0])
 
-    def _operand(self, token: str, root: Any) -> Any:
+    def _operand(self, token: str, roots: list[Any]) -> Any:
         if token[0] == '"':
             return token[1:-1].replace('\\"', '"').replace("\\t", "\t").replace("\\n", "\n").replace("\\\\", "\\")
         if token[0] == "`":
@@ -108,25 +112,31 @@ class Template:
             if not token.isdecimal():
                 raise self._error(f"{token} is not understood")
             return int(token)
-        for name in filter(None, token.split(".")):
-            root = self._field(root, name)
-        return root
-
-    def _field(self, value: Any, name: str) -> Any:
-        if isinstance(value, Mapping):
-            if name in value:
-                return value[name]
-            for key, found in value.items():
-                if plain(key) == plain(name):
-                    return found
-            there = " ".join(f".{key}" for key in value)
-            raise SbxError("field-unknown", f"read --format {self.text!r}: there is no .{name}",
-                           f"there are {printable(there)}" if there else "")  # fmt: skip
-        raise SbxError("field-unknown", f"read --format {self.text!r}: there is no .{name}")
+        path = token[1:].split(".") if token != "." else []
+        for root in roots:
+            if (found := _walk(root, path)) is not _NOTHING:
+                return found
+        there = " ".join(f".{key}" for key in roots[0]) if isinstance(roots[0], Mapping) else ""
+        raise SbxError("field-unknown", f"read --format {self.text!r}: there is no {token}",
+                       f"there are {printable(there)}" if there else "")  # fmt: skip
 
     def _error(self, why: str) -> SbxError:
         hint = 'it is as in {{.Name}}, {{json .}}, {{join .Command " "}}; for more: --json, and jq'
         return SbxError("format-invalid", f"read --format {self.text!r}: {why}", hint)
+
+
+_NOTHING = object()
+
+
+def _walk(value: Any, path: list[str]) -> Any:
+    """Return the field of a field … of `value`, _NOTHING where there is none."""
+    for name in path:
+        if not isinstance(value, Mapping):
+            return _NOTHING
+        if name not in value:
+            name = next((key for key in value if plain(key) == plain(name)), "")
+        value = value.get(name, _NOTHING)
+    return value
 
 
 def plain(name: str) -> str:
