@@ -55,7 +55,7 @@ def for_sandbox(spec: SandboxSpec, peer: Peer | Member | None = None) -> Plan:
     # could, through /proc/PID/ns, so it comes first.
     plan.inside += [x.AwaitAttached(), *network.inside(spec), *_oom_score(spec), x.HideMemory(b"sbx-init")]
     plan.inside += [x.StartCommand()] if spec.init else []
-    plan.inside += _command(spec, terminal, confined=True)
+    plan.inside += _command(spec, terminal)
     return plan
 
 
@@ -79,7 +79,7 @@ def for_exec(spec: SandboxSpec, outer: int, joined: dict[str, int], cgroup: str 
     # The pid namespace is for children, so the command is one; this process stays to see it end.
     plan.inside += [x.StartProcess([]), x.AwaitAttached()]
     plan.inside += [terminal] if terminal else []
-    plan.inside += _command(spec, terminal)
+    plan.inside += _command(spec, terminal, entering=True)
     return plan
 
 
@@ -116,20 +116,10 @@ def _oom_score(spec: SandboxSpec) -> list[Step]:
     return [p.RaiseOomScore(spec.oom_score)] if spec.oom_score else []
 
 
-def _landlock(spec: SandboxSpec, confined: bool) -> list[Step]:
-    """Not for a sandbox that may mount, which Landlock forbids.
-
-    What comes in by `exec` has to see its processes, which a domain of its own would hide: it has none, unless it
-    could reach sockets of the host that the sandbox does not.
-    """
-    if not spec.landlock:
-        return []
-    if not confined:
-        scoped = ["sockets"] if "net" not in (*spec.namespaces, *spec.joined) else []
-        return [p.ConfineCommand([], scoped, spec.network.tcp_ports, files=False)] if scoped else []
-    shared = {"sockets": "net", "signals": "pid"}
-    scoped = [name for name, kind in shared.items() if kind not in (*spec.namespaces, *spec.joined)]
-    return [p.ConfineCommand(spec.pass_fds, scoped, spec.network.tcp_ports)]
+def _landlock(spec: SandboxSpec, entering: bool) -> list[Step]:
+    """What comes in by `exec` gets a domain of its own, with the same rules: the kernel lets nobody join one."""
+    files, scoped = p.confinement(spec, entering)
+    return [p.ConfineCommand(spec.pass_fds, scoped, spec.network.tcp_ports, files)] if files or scoped else []
 
 
 def _limit(plan: Plan, spec: SandboxSpec) -> None:
@@ -239,7 +229,7 @@ def _protected(spec: SandboxSpec) -> list[Step]:
     return steps
 
 
-def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = False) -> list[Step]:
+def _command(spec: SandboxSpec, terminal: OpenTerminal | None, entering: bool = False) -> list[Step]:
     """The process that becomes the command: it gives up what it has, from the most to the least, the filter last."""
     steps: list[Step] = [NewSession(terminal, spec.redirect_stderr)]
     steps += [p.NewKeyring()] if spec.keyring else []
@@ -252,9 +242,9 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None, confined: bool = 
         p.BoundCapabilities(spec.capabilities),
         p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
     ]
-    steps += _landlock(spec, confined)
+    steps += _landlock(spec, entering)
     steps += [p.SetCapabilities(spec.capabilities), x.ArmDeathSignal()]
     steps += [p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []
     steps += [x.AwaitInspected()] if spec.inspected else []
-    return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise, exposed=not (confined and spec.landlock))]
+    return [*steps, p.Exec(spec.argv, spec.env, spec.otherwise, exposed=not p.confinement(spec, entering)[0])]

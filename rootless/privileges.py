@@ -13,6 +13,10 @@ from rootless import capabilities, init, syscalls
 from rootless.errors import SbxError
 from rootless.steps import Child, Step
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless.spec import SandboxSpec
+
 #: limit of setrlimit(2), as `--ulimit` and the OCI runtime specification spell it → its number
 RLIMITS = {
     "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7, "memlock": 8, "as": 9,
@@ -254,6 +258,23 @@ class Confine(Step):
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         syscalls.landlock_restrict_self(ruleset)
         os.close(ruleset)
+
+
+_SYS_PTRACE, _SYS_ADMIN = 1 << capabilities.NUMBERS["CAP_SYS_PTRACE"], 1 << capabilities.NUMBERS["CAP_SYS_ADMIN"]
+
+
+def confinement(spec: SandboxSpec, entering: bool) -> tuple[bool, list[str]]:
+    """Return what Landlock confines a command to: whether the sandbox's own tree, and what must not leave.
+
+    Who may mount (CAP_SYS_ADMIN) keeps that, which Landlock would take. A domain also hides what is outside of it: from
+    a command that comes in (`entering`) the memory and the open files of the sandbox's other commands, unless
+    CAP_SYS_PTRACE says that these are to be seen.
+    """
+    if not spec.landlock:
+        return False, []
+    shared = {"sockets": "net", "signals": "pid"}
+    scoped = [name for name, kind in shared.items() if kind not in (*spec.namespaces, *spec.joined)]
+    return not spec.capabilities & (_SYS_ADMIN | (_SYS_PTRACE if entering and not scoped else 0)), scoped
 
 
 class ConfineCommand(Step):

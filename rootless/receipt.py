@@ -10,7 +10,7 @@ import os
 
 from rootless import capabilities, cgroups, syscalls
 from rootless.errors import SbxError, printable
-from rootless.privileges import RLIMITS
+from rootless.privileges import RLIMITS, confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,10 +168,18 @@ def _privileges(wanted: SandboxSpec, status: dict[str, str]) -> dict[str, Any]:
 
 
 def _landlock(wanted: SandboxSpec) -> dict[str, Any]:
+    """Rows for the first command and for those that come in by `exec`: whether the tree is all that they reach."""
     # The kernel shows nobody its domains; but a launch whose step fails ends there, so what it can do it has done.
     version = syscalls.landlock_version()
-    in_force = wanted.landlock and version >= 2
-    return {"landlock": _row("Landlock, by its step's success", wanted.landlock, f"version {version}", in_force)}
+    rows = {}
+    for name, entering in (("landlock", False), ("landlock-exec", True)):
+        files, scoped = confinement(wanted, entering)
+        held = ["files"] if files and version >= 2 else []
+        held += [scope for scope in scoped if version >= 6]
+        held += ["ports"] if scoped and wanted.network.tcp_ports else []
+        words = f"version {version}: {', '.join(held) or 'nothing'}"
+        rows[name] = _row("Landlock, by its step's success", wanted.landlock, words, files and version >= 2)
+    return rows
 
 
 def _files(wanted: SandboxSpec, mounts: dict[str, list[str]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Sbx
+from launching import running
 
 from rootless import syscalls
 
@@ -18,6 +20,7 @@ PYTHON = "/usr/bin/python3"
 python = pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"the host has no {PYTHON}")
 
 landlock = pytest.mark.skipif(syscalls.landlock_version() < 2, reason="this kernel has no Landlock of version 2")
+scoped = pytest.mark.skipif(syscalls.landlock_version() < 6, reason="this kernel's Landlock has no scopes")
 
 
 @landlock
@@ -48,16 +51,103 @@ def test_a_descriptor_that_leads_out_opens_nothing(sbx: Sbx, rootfs: Path, tmp_p
     assert b"Permission denied" in errors
 
 
-scoped = pytest.mark.skipif(syscalls.landlock_version() < 6, reason="this kernel's Landlock has no scopes")
+# ── commands that come in ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@landlock
+def test_a_command_that_comes_in_is_held_to_the_tree_too(sbx: Sbx, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("told\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "g").write_text("handed over\n")
+    script = "cat /proc/self/fd/$1/g; mkdir -p /a /b && echo x >/a/f && mv /a/f /b/g && cat /b/g /proc/self/comm"
+    with running(sbx, "run", "--name", "box", *BOX, rootfs, "sh", "-c", "echo up; cat"):
+        fd = os.open(tmp_path / "sub", os.O_RDONLY)
+        try:
+            words = ["exec", "--pass-fd", str(fd), "box", "sh", "-c"]
+            process = sbx.start(*words, script, "sh", str(fd), pass_fds=[fd])
+            assert process.communicate(timeout=20) == (b"handed over\nx\ncat\n", b"")
+            process = sbx.start(*words, "cat /proc/self/fd/$1/../f", "sh", str(fd), pass_fds=[fd])
+            assert b"Permission denied" in process.communicate(timeout=20)[1]
+        finally:
+            os.close(fd)
+
+
+@landlock
+@pytest.mark.parametrize(
+    ("options", "seen"), [([], False), (["--cap-add", "SYS_PTRACE"], True)], ids=["usual", "trace"]
+)
+def test_what_a_command_that_comes_in_sees_of_the_others(
+    sbx: Sbx, rootfs: Path, options: tuple[str, ...], seen: bool
+) -> None:
+    """Their names and states always, so that they can be listed and signalled; their memory and files by choice."""
+    first = "sleep 1000 & echo $! >/pid; echo up; wait; cat"
+    with running(sbx, "run", "--name", "box", *options, *BOX, rootfs, "sh", "-c", first):
+        assert "sleep 1000" in sbx.ok("exec", "box", "ps")
+        look = "readlink /proc/$(cat /pid)/exe && ls /proc/$(cat /pid)/fd >/dev/null"
+        done = sbx("exec", "box", "sh", "-c", look)
+        assert (done.status == 0) == seen, done
+        # What it starts itself it sees.
+        assert sbx.ok("exec", "box", "sh", "-c", "sleep 1000 & readlink /proc/$!/exe; kill $!") == "/bin/busybox"
+        inside = json.loads(sbx.ok("inspect", "box"))[0]["receipt"]["rows"]
+        assert (inside["landlock"]["in_force"], inside["landlock-exec"]["in_force"]) == (True, not seen)
+        sbx.ok("exec", "box", "sh", "-c", "kill $(cat /pid)")
+
+
+# ── mounts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("options", [[], ["--seccomp", "unconfined"]], ids=["filtered", "unconfined"])
+@pytest.mark.parametrize("words", [["run"], ["exec"]], ids=["run", "exec"])
+def test_who_may_mount_can(sbx: Sbx, rootfs: Path, tmp_path: Path, options: list[str], words: list[str]) -> None:
+    """CAP_SYS_ADMIN is asked for in order to mount; what else it was that held the command still does."""
+    script = (
+        "mkdir /a /b && mount -t tmpfs none /a && touch /a/f && mount -o bind /a /b && ls /b && umount /b /a"
+        " && ls /b && grep NoNewPrivs /proc/self/status"
+    )
+    run = ["run", "--cap-add", "SYS_ADMIN", *options]
+    if words == ["run"]:
+        receipt = tmp_path / "receipt"
+        said = sbx.ok(*run, "--receipt", receipt, *BOX, rootfs, "sh", "-c", script)
+        rows = json.loads(receipt.read_text())["rows"]
+        assert not rows["landlock"]["in_force"]
+        assert rows["landlock"]["actual"].endswith(": nothing")
+        assert all(rows[name]["in_force"] for name in ("user", "mnt", "masked", "no_new_privs", "capabilities"))
+        assert sbx(*run, "--require", "landlock", *BOX, rootfs, "true").status == 125
+    else:
+        with running(sbx, *run, "--name", "box", *BOX, rootfs, "sh", "-c", "echo up; cat"):
+            said = sbx.ok("exec", "box", "sh", "-c", script)
+    assert said.splitlines() == ["f", "NoNewPrivs:\t1"]
+
+
+@scoped
+def test_who_may_mount_still_signals_nobody_outside(sbx: Sbx, rootfs: Path) -> None:
+    victim = subprocess.Popen(["sleep", "100"])
+    try:
+        run = ("run", "--cap-add", "SYS_ADMIN", "--share", "pid", *BOX, rootfs, "sh", "-c")
+        done = sbx(*run, f"mount -t tmpfs none /mnt && echo mounted; kill {victim.pid}")
+        assert done.stdout == "mounted\n"
+        assert "Operation not permitted" in done.stderr
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+# ── what is shared with the host ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @scoped
 def test_with_the_hosts_processes_in_sight_none_can_be_signalled(sbx: Sbx, rootfs: Path) -> None:
     # Root of the sandbox is the caller, so the kernel's own rules would allow it.
     victim = subprocess.Popen(["sleep", "100"])
+    script = f"kill {victim.pid}; sleep 0 & kill $! && wait"
     try:
-        done = sbx("run", "--share", "pid", *BOX, rootfs, "sh", "-c", f"kill {victim.pid}; sleep 0 & kill $! && wait")
+        done = sbx("run", "--share", "pid", *BOX, rootfs, "sh", "-c", script)
         assert "Operation not permitted" in done.stderr
+        with running(sbx, "run", "--name", "box", "--share", "pid", *BOX, rootfs, "sh", "-c", "echo up; cat"):
+            assert "Operation not permitted" in sbx("exec", "box", "sh", "-c", script).stderr
+            rows = json.loads(sbx.ok("inspect", "box"))[0]["receipt"]["rows"]
+            assert rows["landlock-exec"]["actual"].endswith(": files, signals")
         assert victim.poll() is None
     finally:
         victim.kill()
