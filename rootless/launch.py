@@ -152,7 +152,7 @@ def find_image(request: Request, ids: IdMap) -> Image:
     named = reference.parse(request.subject)
     # A launch record is of this machine's platform.
     recorded = request.pull in ("", "missing", "never") and not request.platform
-    image = store.find(named, ids) if recorded else None
+    image = (store.find(named, ids) or store.find_alias(request.subject, ids)) if recorded else None
     if image is None:
         paths.allow_packages()
         from rootless.oci import pull  # the slow way; what follows takes seconds

@@ -16,7 +16,7 @@ import marshal
 import os
 
 from rootless import paths
-from rootless.reference import Reference
+from rootless.reference import Reference, parse
 from rootless.spec import IdMap, Image
 
 FORMAT = 1
@@ -81,6 +81,43 @@ def find(reference: Reference, idmap: IdMap) -> Image | None:
         user=user,
         stop_signal=stop_signal,
     )
+
+
+#: what decides, besides the files themselves, which files say where a short name leads
+VARIABLES = ("CONTAINERS_REGISTRIES_CONF", "XDG_CONFIG_HOME", "HOME")
+
+
+def find_alias(text: str, idmap: IdMap) -> Image | None:
+    """Return the image that the short name `text` stands for by registries.conf; None where there is any doubt.
+
+    Where it leads was remembered by oci.registries with a stamp of each file that says so, or could: they still hold.
+    """
+    try:
+        told, target, variables, stamps = marshal.loads(_read(alias_path(text)))
+        if told != text or variables != alias_variables() or any(stamp(path) != was for path, was in stamps):
+            return None
+        return find(parse(target), idmap)
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+
+
+def alias_path(text: str) -> str:
+    """Return where it is remembered what the short name `text` (a reference that can be read) stands for."""
+    return f"{paths.data()}/cache/aliases/{escape(text)}"
+
+
+def alias_variables() -> tuple[str | None, ...]:
+    """Return what must be the same for what was remembered to hold: the variables, and which copy of us asks."""
+    return (*map(os.environ.get, VARIABLES), paths.PACKAGE)
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """Return what changes when the file or folder at `path` does; the same for all that are not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def encode(image: Image, boot: str) -> bytes:

@@ -23,7 +23,7 @@ from rootless.oci.pace import Patience
 from rootless.oci.progress import Progress
 from rootless.oci.registries import Registries
 from rootless.oci.registry import Document, Registry
-from rootless.reference import Reference
+from rootless.reference import Reference, parse
 from rootless.spec import IdMap, Image
 
 POLICIES = ("missing", "always", "never", "newer")
@@ -64,7 +64,9 @@ def obtain(
 
     Raises SbxError ``image-unknown`` and what pull() raises.
     """
+    stamps = registries.stamps()  # of the files before they are read
     pulled = ensure(str(wanted), ids, policy, platform, display.choose(quiet))
+    registries.remember(str(wanted), pulled.reference, stamps)
     image = images.prepare(pulled.reference, ids, Platform.parse(platform) if platform else None)
     if image is None:
         raise SbxError("image-unknown", f"find image {pulled.reference}: it was removed while it was prepared")
@@ -81,7 +83,9 @@ def ensure(text: str, ids: IdMap, policy: str, platform: str, tell: Progress) ->
         raise SbxError("policy-unknown", f"pull by policy {policy!r}: it is one of {', '.join(POLICIES)}")
     configuration = registries.load()
     candidates = configuration.resolve(text)
-    here = next((stored for each in candidates if (stored := _stored(each, platform))), None)
+    # An image of exactly that name is meant before an alias is, as by a launch that does not read the files.
+    names = dict.fromkeys([parse(text), *candidates])
+    here = next((stored for each in names if (stored := _stored(each, platform))), None)
     # what a digest names does not change
     if here and (policy in ("missing", "never") or here.reference.digest):
         return here

@@ -6,13 +6,16 @@ folder, which wins. What our file says of a prefix replaces what the others say 
 
 from __future__ import annotations
 
+import contextlib
+import marshal
 import os
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rootless import paths, reference
+from rootless import paths, reference, state, store
 from rootless.errors import SbxError
 from rootless.oci.origins import is_loopback
 from rootless.reference import Reference
@@ -145,20 +148,30 @@ def load(environ: dict[str, str] | None = None) -> Registries:
 
 def _files(environ: dict[str, str]) -> list[str]:
     """Return the files in the order in which they are read, which is the order of the manual page, then ours."""
-    config = environ.get("XDG_CONFIG_HOME", "") or f"{paths.home()}/.config"
-    main = environ.get("CONTAINERS_REGISTRIES_CONF", "") or _first(
-        f"{config}/containers/registries.conf",
-        "/etc/containers/registries.conf",
-        "/usr/share/containers/registries.conf",
-    )
-    ours = paths.config()
-    files = [
-        main,
-        *_drop_ins("/etc/containers/registries.conf.d"),
-        *_drop_ins(f"{config}/containers/registries.conf.d"),
-    ]
-    files += [_first(f"{ours}/registries.conf"), *_drop_ins(f"{ours}/registries.conf.d")]
+    main = environ.get("CONTAINERS_REGISTRIES_CONF", "") or _first(*_main_files(environ))
+    system, user, ours = _folders(environ)
+    files = [main, *_drop_ins(system), *_drop_ins(user), _first(_our_file()), *_drop_ins(ours)]
     return [path for path in files if path]
+
+
+def _main_files(environ: dict[str, str]) -> list[str]:
+    """Return the places of the first file, of which one counts."""
+    return [f"{_config(environ)}/containers/registries.conf", "/etc/containers/registries.conf",
+            "/usr/share/containers/registries.conf"]  # fmt: skip
+
+
+def _folders(environ: dict[str, str]) -> list[str]:
+    """Return the folders of drop-in files: the machine's, the user's, and that for us alone."""
+    return ["/etc/containers/registries.conf.d", f"{_config(environ)}/containers/registries.conf.d",
+            f"{paths.config()}/registries.conf.d"]  # fmt: skip
+
+
+def _config(environ: dict[str, str]) -> str:
+    return environ.get("XDG_CONFIG_HOME", "") or f"{paths.home()}/.config"
+
+
+def _our_file() -> str:
+    return f"{paths.config()}/registries.conf"
 
 
 def _first(*candidates: str) -> str:
@@ -293,6 +306,39 @@ def _known_images() -> dict[str, str]:
 
 def _invalid(path: str, why: str, hint: str = "") -> SbxError:
     return SbxError("registries-invalid", f"read {path}: {why}", hint)
+
+
+# ── what a launch remembers ───────────────────────────────────────────────────────────────────────────────────────────
+
+_SETTLED = 2_000_000_000  #: nanoseconds after which a change of a file has another time than the one before
+
+
+def stamps() -> list[tuple[str, tuple[int, ...]]]:
+    """Return each path that `load` looks at, there or not, with a stamp that changes when it does."""
+    environ = dict(os.environ)
+    folders = _folders(environ)
+    looked_at = [environ.get("CONTAINERS_REGISTRIES_CONF", ""), *_main_files(environ), _our_file(), *folders]
+    looked_at += [file for folder in folders for file in _drop_ins(folder)]
+    with contextlib.suppress(SbxError, OSError):
+        images = paths.shipped("images")
+        looked_at += [images, *(f"{images}/{name}" for name in os.listdir(images))]
+    return [(path, store.stamp(path)) for path in looked_at if path]
+
+
+def remember(text: str, target: Reference, seen: list[tuple[str, tuple[int, ...]]]) -> None:
+    """Note for the next launch that the short name `text` is an alias of `target`, if it is, by the files of `seen`.
+
+    Not where a file has changed just now: another change might not be told from it.
+    """
+    if not _is_short(text) or "@" in text or load().resolve(text) != [target] or target == reference.parse(text):
+        return
+    newest = max((stamp[4] for _, stamp in seen if stamp), default=0)
+    path = store.alias_path(text)
+    if time.time_ns() - newest < _SETTLED or os.path.basename(path) != store.escape(text):
+        return
+    with contextlib.suppress(OSError, SbxError):  # what cannot be remembered is found out again
+        content = marshal.dumps((text, str(target), store.alias_variables(), seen), 4)
+        state.write_atomically(paths.ensure(os.path.dirname(path)), os.path.basename(path), content)
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
