@@ -31,7 +31,7 @@ from rootless import child, programs, syscalls
 from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError, printable
 from rootless.namespaces import FLAGS
 from rootless.privileges import Exec
-from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, exit_code
+from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
 from rootless.terminal import Relay
 
@@ -105,7 +105,8 @@ class Sandbox:
     """
 
     __slots__ = ("_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor",
-                 "_terminal", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd", "usage")  # fmt: skip
+                 "_terminal", "_tree", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd",
+                 "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
         self._plan = plan
@@ -118,6 +119,7 @@ class Sandbox:
         self._undo: list[Callable[[], None]] = []
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
         self._ended_by = 0
+        self._tree = 0
         self.pid = 0
         self.pidfd = -1
         self.master = -1
@@ -163,6 +165,8 @@ class Sandbox:
             self.pid = int(line.split()[1])
             self.pidfd = os.pidfd_open(self.pid)
             self._open_namespaces()
+            if any(isinstance(step, StartProcess) and step.shares_processes() for step in self._plan.inside):
+                self._tree = os.fstat(self.namespaces["mnt"]).st_ino
             if started:
                 started(self)
             self._do(self._plan.attach, self.pid)
@@ -388,6 +392,7 @@ class Sandbox:
                 _signal.pidfd_send_signal(self.pidfd, SIGKILL)
             except ProcessLookupError:
                 pass
+        end_stragglers(self._tree)  # the supervisor has done so, unless it was killed
         while self._undo:
             self._undo.pop()()
         self._close_namespaces()

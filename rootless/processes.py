@@ -133,6 +133,10 @@ class StartProcess(Step):
         self.lock = -1
         self.parent_removes = False
 
+    def shares_processes(self) -> bool:
+        """Whether the new process is pid 1 of nothing, so that what outlives it has to be looked for."""
+        return bool(self.names) and "pid" not in self.names
+
     def describe(self) -> str:
         if not self.names:
             return "start a process"
@@ -158,6 +162,7 @@ class StartProcess(Step):
             _ignore_signals()
             if self.idmap:
                 self._write_maps(pid, self.idmap)
+            tree = os.stat(f"/proc/{pid}/ns/mnt").st_ino if self.shares_processes() else 0
             os.write(child.status, b"pid %d\n" % pid)
             os.write(holds, b".")
         except OSError as error:
@@ -166,7 +171,7 @@ class StartProcess(Step):
             os.kill(pid, SIGKILL)
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()
-        if self.parent_removes:
+        if self.parent_removes and not tree:
             _remove_apart(self.debris)
             # Together, and only if the parent can't: the first name is to be free at once, as below.
             script = 'PATH=/usr/bin:/bin; mv "$1" "$2" && rm -rf "$2"'
@@ -174,6 +179,7 @@ class StartProcess(Step):
             init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
         _remove(self.debris)
         status = self._wait(pid, child.go)
+        end_stragglers(tree)
         for folder, aside in self.remove:
             try:
                 os.rename(folder, aside)
@@ -298,6 +304,31 @@ def _end_children() -> None:
         for pid in children:
             os.kill(int(pid), SIGKILL)
         os.waitpid(-1, 0)
+
+
+def end_stragglers(tree: int) -> None:
+    """Kill what is in the mount namespace number `tree`, none for 0: where pids are shared nobody else does.
+
+    It may fork meanwhile, so it is done until nothing is left, or a hundred times.
+    """
+    if not tree or tree == os.stat("/proc/self/ns/mnt").st_ino:
+        return
+    for _ in range(100):
+        found = [int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_in(name, tree)]
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _is_in(pid: str, tree: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino == tree
+    except OSError:
+        return False  # it has ended, or is none of ours
 
 
 def _remove(folders: list[str]) -> None:

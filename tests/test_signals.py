@@ -377,6 +377,30 @@ def test_a_daemon_neither_holds_the_pipe_nor_survives(sbx: Sbx, image: str, shar
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize("share", [[], ["--share", "pid"]], ids=["own-pids", "shared-pids"])
+@pytest.mark.parametrize("victim", [0, 1, 2, 3], ids=["sbx", "supervisor", "init", "command"])
+def test_a_daemon_survives_none_of_those_it_was_started_by(
+    sbx: Sbx, image: str, share: list[str], victim: int, tmp_path: Path
+) -> None:
+    """Killed the hard way. In a pid namespace of its own the kernel sees to it, in a shared one we do."""
+    (tmp_path / "shared").mkdir()
+    seconds = 100_000 + os.getpid()
+    daemon = f"(setsid sh -c 'sleep {seconds} & sleep {seconds} & wait' &) ; echo up; exec sleep 1000"
+    with running(sbx, "run", *NONE, *share, "--name", "daemons", image, "sh", "-c", daemon) as process:
+        joined = sbx.start("exec", "daemons", "sh", "-c", f"echo up; exec sleep {seconds}")
+        assert joined.stdout
+        assert joined.stdout.readline() == b"up\n"
+
+        def alive() -> list[str]:
+            return subprocess.run(["pgrep", "-f", f"sleep {seconds}"], capture_output=True, text=True).stdout.split()
+
+        assert len(alive()) >= 4
+        os.kill(tree(process.pid)[victim], signal.SIGKILL)
+        eventually(lambda: not [pid for pid in alive() if not is_gone(int(pid))], "the daemons have ended")
+        joined.communicate(timeout=20)
+        process.wait(20)
+
+
 @INIT
 @pytest.mark.parametrize("user", ["root", "guest"])
 def test_all_ends_with_the_supervisor(sbx: Sbx, image: str, user: str, init: list[str]) -> None:
