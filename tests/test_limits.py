@@ -278,8 +278,8 @@ def test_a_named_cgroup_of_somebody_else(sbx: Sbx, rootfs: Path) -> None:
 def test_a_sandbox_that_joins_has_limits_of_its_own(sbx: Sbx, rootfs: Path) -> None:
     """`--join` shares namespaces; who runs out of memory or processes is the one whose limit it was."""
     with running(sbx, "--memory", "64m", "--pids", "20", *BOX, rootfs, name="first") as process:
-        for shared in ("net,ipc,uts", "pid"):
-            join = ["--join", "first", "--share", shared, "--rootfs", rootfs]
+        for shared in (["net,ipc,uts"], ["pid", "--net", "none"]):
+            join: list[str | Path] = ["--join", "first", "--share", *shared, "--rootfs", rootfs]
             limits = ["--memory", "32m", "--memory-swap", "32m", "--pids", "9"]
             receipt = json.loads(
                 sbx.ok("run", *limits, "--require", "memory,pids", "--receipt", "-", *join, "true").split("\n")[0]

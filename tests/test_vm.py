@@ -65,8 +65,8 @@ def boot(folder: Path, settings: str, tests: str, seconds: int) -> str:
 @pytest.mark.timeout(3600)
 @needs.program("mmdebstrap", "qemu-system-x86_64", "qemu-img", "mkfs.ext4")
 def test_limits_in_every_setting(tmp_path: Path) -> None:
-    said = boot(tmp_path, "user-manager login unit root", "tests/test_limits.py", 2400)
-    assert len(re.findall(r"^\d+ passed", said, re.MULTILINE)) == 4, said
+    said = boot(tmp_path, "user-manager login unit delegated root", "tests/test_limits.py tests/test_root.py", 2400)
+    assert len(re.findall(r"^\d+ passed", said, re.MULTILINE)) == 5, said
 
 
 @pytest.mark.vm
