@@ -155,7 +155,9 @@ def _mount_words(text: str) -> Mount:
         return _tmpfs(f"{target}:{','.join(options)}")
     if kind != "bind" or not source or not target:
         raise SbxError(
-            "mount-invalid", f"read mount {printable(text)!r}: it is type=bind|tmpfs,source=…,target=…[,readonly]"
+            "mount-invalid",
+            f"read mount {printable(text)!r}: it is type=bind|tmpfs,source=…,target=…[,readonly]",
+            "a volume is a folder of yours: type=bind,source=./data,target=/data" if kind == "volume" else "",
         )
     mount = Mount(source=_source(source, text), target=_target(target, text))
     for key, value in words.items():
@@ -297,7 +299,7 @@ def _argv(request: Request, image: Image) -> list[bytes]:
     words = [*entrypoint, *(request.arguments or ([] if request.entrypoint else image.cmd))]
     if not words:
         raise SbxError("command-missing", f"run {image.reference}: no command, and the image names none",
-                       "write it after the image", 125)  # fmt: skip
+                       "write it after the image; for a shell: sbx shell IMAGE", 125)  # fmt: skip
     return [os.fsencode(word) for word in words]
 
 

@@ -184,4 +184,6 @@ def _check_part(part: str, offset: int, text: str) -> None:
 
 def _bad(text: str, place: int, why: str) -> SbxError:
     hint = f"write it without {printable(text.partition('://')[0])}://" if "://" in text else ""
+    if text.startswith(("/", ".")):
+        hint = "a folder with a root filesystem is run with --rootfs"
     return SbxError("reference-invalid", f"bad reference {printable(text)!r}: {why}, at position {place + 1}", hint)

@@ -161,6 +161,13 @@ def test_rmi_of_one_that_is_not_there_removes_nothing(fresh_sbx: Sbx, tarball: P
     assert fresh_sbx.ok("images", "-q") != ""
 
 
+@pytest.mark.parametrize("name", ["tree.tar", "./tree.tar"])
+def test_import_with_dockers_order(fresh_sbx: Sbx, tarball: Path, name: str) -> None:
+    result = fresh_sbx("import", name, "made", cwd=tarball.parent)
+    assert result.status == 125
+    assert result.stderr.endswith("\nhint: the image's name comes first: sbx import NAME SOURCE\n")
+
+
 def test_tag_what_is_not_there(fresh_sbx: Sbx) -> None:
     assert "find image a: not in the store" in fresh_sbx("tag", "a", "b", check=125).stderr
 

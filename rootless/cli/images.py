@@ -34,6 +34,9 @@ def register(app: typer.Typer) -> None:
     app.command()(history)
 
 
+_NAME_FIRST = "the image's name comes first: sbx import NAME SOURCE"
+
+
 def import_(
     name: Annotated[str, typer.Argument(metavar="NAME", help="what to call the image", show_default=False)],
     source: Annotated[
@@ -75,13 +78,15 @@ def import_(
         target = reference.parse(name)
     except SbxError as error:
         if os.path.exists(name):  # docker's order
-            error.hint = "the image's name comes first: sbx import NAME SOURCE"
+            error.hint = _NAME_FIRST
         raise
     ids, notice = idmap.for_caller(idmap_mode)
     if notice and not quiet:
         output.notice(notice)
     limits = Limits(entries=max_entries, size=_size(max_size))
     where = manifest.Platform.parse(platform) if platform else None
+    if os.path.exists(name) and source != "-" and ":" not in source and not os.path.exists(source):
+        raise SbxError("archive-missing", f"read the archive {source}: there is none", _NAME_FIRST)
     stored, summaries = imports.store(target, source, ids, change, message, where, limits)
     if not quiet:
         for summary in summaries:
