@@ -119,7 +119,7 @@ class Sandbox:
         self._undo: list[Callable[[], None]] = []
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
         self._ended_by = 0
-        self._tree = 0
+        self._tree = -1
         self.pid = 0
         self.pidfd = -1
         self.master = -1
@@ -166,7 +166,7 @@ class Sandbox:
             self.pidfd = os.pidfd_open(self.pid)
             self._open_namespaces()
             if any(isinstance(step, StartProcess) and step.shares_processes() for step in self._plan.inside):
-                self._tree = os.fstat(self.namespaces["mnt"]).st_ino
+                self._tree = os.dup(self.namespaces["mnt"])
             if started:
                 started(self)
             self._do(self._plan.attach, self.pid)
@@ -393,6 +393,7 @@ class Sandbox:
             except ProcessLookupError:
                 pass
         end_stragglers(self._tree)  # the supervisor has done so, unless it was killed
+        self._tree = -1
         while self._undo:
             self._undo.pop()()
         self._close_namespaces()

@@ -158,11 +158,13 @@ class StartProcess(Step):
         _arm_death_signal(held)
 
     def _supervise(self, pid: int, holds: int, child: Child) -> None:
+        tree = -1
         try:
             _ignore_signals()
             if self.idmap:
                 self._write_maps(pid, self.idmap)
-            tree = os.stat(f"/proc/{pid}/ns/mnt").st_ino if self.shares_processes() else 0
+            if self.shares_processes():
+                tree = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             os.write(child.status, b"pid %d\n" % pid)
             os.write(holds, b".")
         except OSError as error:
@@ -171,7 +173,7 @@ class StartProcess(Step):
             os.kill(pid, SIGKILL)
         os.close(child.status)  # or its end of file, which says that the command runs, would never come
         release_stdio()
-        if self.parent_removes and not tree:
+        if self.parent_removes and tree < 0:
             _remove_apart(self.debris)
             # Together, and only if the parent can't: the first name is to be free at once, as below.
             script = 'PATH=/usr/bin:/bin; mv "$1" "$2" && rm -rf "$2"'
@@ -307,26 +309,29 @@ def _end_children() -> None:
 
 
 def end_stragglers(tree: int) -> None:
-    """Kill what is in the mount namespace number `tree`, none for 0: where pids are shared nobody else does.
+    """Kill what is in the mount namespace that `tree` is open on, and close that; nothing for -1.
 
-    It may fork meanwhile, so it is done until nothing is left, or a hundred times.
+    For a sandbox that shares its pids, where nobody else does. What is killed may fork meanwhile, so it is done until
+    nothing is left, or a hundred times. Numbers of namespaces are used again at once, but not while one is open.
     """
-    if not tree or tree == os.stat("/proc/self/ns/mnt").st_ino:
+    if tree < 0:
         return
-    for _ in range(100):
-        found = [int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_in(name, tree)]
+    number = os.fstat(tree).st_ino
+    for _ in range(100 if number != os.stat("/proc/self/ns/mnt").st_ino else 0):
+        found = [int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_in(name, number)]
         if not found:
-            return
+            break
         for pid in found:
             try:
                 os.kill(pid, SIGKILL)
             except ProcessLookupError:
                 continue
+    os.close(tree)
 
 
-def _is_in(pid: str, tree: int) -> bool:
+def _is_in(pid: str, number: int) -> bool:
     try:
-        return os.stat(f"/proc/{pid}/ns/mnt").st_ino == tree
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino == number
     except OSError:
         return False  # it has ended, or is none of ours
 
