@@ -62,7 +62,7 @@ _SHELL = [
     Option("--read-only", FLAG, "make the root filesystem read-only", "", "Files"),
     Option("--device", LIST, "add a device node of the host", "PATH[:TARGET]", "Files"),
     Option("--shm-size", TEXT, "size of /dev/shm (default 64m)", "SIZE", "Files"),
-    Option("--hostname", TEXT, "host name (default: the sandbox's id)", "NAME", "Network"),
+    Option("-h --hostname", TEXT, "host name (default: the sandbox's id)", "NAME", "Network"),
     Option("--net --network", TEXT, "auto, slirp4netns, pasta, none, host, sandbox:NAME, a network", "NAME", "Network"),
     Option("-p --publish", LIST, "publish a port or range, on 127.0.0.1 or IP", "[[IP:]HOST:]PORT[/udp]", "Network"),
     Option("--host-loopback", FLAG, "let it reach our 127.0.0.1, as host.containers.internal", "", "Network"),

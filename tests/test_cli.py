@@ -115,5 +115,17 @@ def test_paragraphs_of_help_flow(sbx: Sbx) -> None:
     assert any("docker-archive it is what" in line and "FILE:NAME." in line for line in shown.split("\n"))
 
 
+def test_a_lone_h_asks_for_help(sbx: Sbx) -> None:
+    for command in ("run", "shell", "exec", "ps"):
+        assert sbx.ok(command, "-h") == sbx.ok(command, "--help")
+    assert sbx("run", "-h").stdout != sbx("shell", "-h").stdout
+
+
+def test_of_run_h_is_the_host_name(sbx: Sbx, image: str) -> None:
+    assert sbx.ok("run", "--net", "none", "-h", "there", image, "hostname") == "there"
+    result = sbx("run", "-it", "-h")
+    assert (result.status, result.stderr) == (125, "sbx: option '-h' requires an argument\nhint: see: sbx run --help\n")
+
+
 def test_help_on_a_command_is_its_own_help(sbx: Sbx) -> None:
     assert sbx.ok("help", "rmi") == sbx.ok("rmi", "--help")

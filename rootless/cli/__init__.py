@@ -71,8 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     build_app(words[0] if words else "")
+    if words[1:] == ["-h"]:
+        words = [words[0], "--help"]  # of run and shell -h is the host name, as docker has it; but not alone
     try:
-        status = app(argv, prog_name="sbx", standalone_mode=False)
+        status = app(words, prog_name="sbx", standalone_mode=False)
     except typer.Exit as end:
         return int(end.exit_code)
     except typer.Abort:
