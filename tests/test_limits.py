@@ -246,6 +246,26 @@ def test_a_named_subtree(sbx: Sbx, rootfs: Path, named: Path) -> None:
     process.communicate(timeout=30)
 
 
+def test_a_named_subtree_out_of_reach(sbx: Sbx, rootfs: Path) -> None:
+    """One's own, but from a login session, which is root's part of the tree: nobody but root may move us there."""
+    uid = os.geteuid()
+    above = Path(cgroups.mount_point(), f"user.slice/user-{uid}.slice/user@{uid}.service/app.slice")
+    if _ours() or not os.access(above, os.W_OK):
+        pytest.skip("this user may move processes here, or has no systemd of its own")
+    named = above / "named"
+    named.mkdir()
+    try:
+        done = sbx("run", "--memory", "64m", *BOX, rootfs, "echo", "ran", env={"SBX_CGROUP": str(named)})
+        assert (done.status, done.stdout) == (125, "")
+        message, hint = done.stderr.rstrip("\n").split("\n")
+        assert message.startswith(f"sbx: limit memory: join {named}/sbx-")
+        assert "this needs write permission in the cgroup above both it and ours" in message
+        assert "start from a shell in that subtree" in hint
+        assert not list(named.glob("sbx-*"))
+    finally:
+        named.rmdir()
+
+
 def test_a_named_cgroup_with_processes_or_of_the_wrong_type(sbx: Sbx, rootfs: Path, named: Path) -> None:
     def said() -> str:
         done = sbx("run", "--memory", "64m", *BOX, rootfs, "echo", "ran", env={"SBX_CGROUP": str(named)})
