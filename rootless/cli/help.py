@@ -30,6 +30,7 @@ def show(
     topics = sorted(name.removesuffix(".md") for name in os.listdir(folder) if name.endswith(".md"))
     if not topic:
         output.lines(_title(f"{folder}/{name}.md") for name in topics)
+        output.notice("sbx help TOPIC shows one of these, sbx COMMAND --help the options of a command")
         return 0
     if topic not in topics and any(topic in commands.split() for commands in cli.GROUPS.values()):
         return cli.main([topic, "--help"])

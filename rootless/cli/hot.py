@@ -78,7 +78,8 @@ def carry_out(request: Request) -> int:
 def parameter(option: Option) -> inspect.Parameter:
     """Return the parameter of a command's function that Typer makes `option` of."""
     kind, default = _TYPES[option.kind]
-    declared = typer.Option(*option.flags, metavar=option.metavar or None, help=option.help, show_default=False,
+    about = f"{option.help} (repeatable)" if option.kind == LIST else option.help
+    declared = typer.Option(*option.flags, metavar=option.metavar or None, help=about, show_default=False,
                             rich_help_panel=option.group or None)  # fmt: skip
     return _keyword(option.name, Annotated[kind, declared], default)
 
