@@ -133,7 +133,8 @@ class Network(Value):
     """How a sandbox is joined to the world.
 
     `backend` is a row of network.BACKENDS. `peer` is the sandbox whose net namespace is joined, or the network whose
-    member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached.
+    member this is. `ipv6` tells whether the host has it, `host_loopback` whether the host's 127.0.0.1 can be reached,
+    at the address `host` where that is not the gateway's usual one.
     `guarded` sandboxes reach only what `allow` names (`learn`: everything), and what they ask for is recorded in `log`;
     `servers` answer questions, or the host's resolvers.
     With the host's own network, `tcp_ports` (first, last) are all that TCP connects to, unless empty.
@@ -143,6 +144,7 @@ class Network(Value):
     peer: str
     ipv6: bool
     host_loopback: bool
+    host: str
     ports: list[Port]
     guarded: bool
     allow: list[str]
@@ -151,7 +153,7 @@ class Network(Value):
     log: str
     servers: list[str]
     _defaults = {
-        "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "ports": [], "guarded": False,
+        "backend": "none", "peer": "", "ipv6": False, "host_loopback": False, "host": "", "ports": [], "guarded": False,
         "allow": [],
         "tcp_ports": [], "learn": False, "log": "", "servers": [],
     }  # fmt: skip

@@ -25,6 +25,7 @@ NAMES = {
     "metadata.example": (["169.254.169.254"], 60),
     "lan-only": (["198.51.100.2"], 60),
     "bare.example": ([], 60),
+    "liar.example": (["10.93.0.9", "10.93.0.2"], 60),
 }
 BROKEN = "broken.example"  #: the resolver fails on it
 MUTE = "127.0.0.8"

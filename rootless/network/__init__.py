@@ -79,15 +79,28 @@ def _shared(request: Request) -> Network:
     """Return membership in a network of several sandboxes."""
     from rootless.network import ports, records
 
-    if request.host_loopback or request.net_allow or request.net_learn or request.net_log or request.join:
-        raise SbxError("network-conflict", f"guard or join in network {request.net}: a network of several "
-                       "sandboxes has no guard, and reaches no host's loopback")  # fmt: skip
+    if request.join:
+        raise SbxError("network-conflict", f"join namespaces and network {request.net}: all of the network have its "
+                       "user namespace", "leave --join out")  # fmt: skip
     if request.idmap:
         raise SbxError("network-conflict", f"join network {request.net} with --idmap: all in it have the same ids",
                        "leave --idmap out")  # fmt: skip
-    first = records.read(request.net)["subnet"].rpartition(".")[0]
-    return Network(backend="network", peer=request.net, servers=[f"{first}.1"],
-                   ports=[port for text in request.publish for port in ports.parse(text)])  # fmt: skip
+    config = records.read(request.net)
+    if request.host_loopback and not config["host"]:
+        # One helper program carries what all of them send, and cannot tell who sent it
+        raise SbxError("network-conflict", f"reach the host's loopback from network {request.net}: its way out is "
+                       "everybody's, so all in it do or none",
+                       "make it with: sbx network create --host-loopback")  # fmt: skip
+    first = config["subnet"].rpartition(".")[0]
+    network = Network(backend="network", peer=request.net, host_loopback=bool(config["host"]), host=config["host"],
+                      servers=[f"{first}.1"],
+                      ports=[port for text in request.publish for port in ports.parse(text)])  # fmt: skip
+    if request.net_allow or request.net_learn or request.net_log:
+        from rootless.network import guarded
+
+        network.servers = [names.check_address(address, "set resolver") for address in request.dns]
+        guarded.fill_in(network, request)
+    return network
 
 
 def is_shared(name: str) -> bool:
@@ -111,6 +124,15 @@ def check(spec: SandboxSpec) -> None:
         guarded.check_capabilities(spec.capabilities)
 
 
+def _instead(name: str) -> str:
+    """Return what another tool's word for a network is here, or what there is."""
+    if name in ("bridge", "default"):
+        return "each sandbox has a network of its own: leave it out; one for several: sbx network create NAME"
+    if name.startswith("container:"):
+        return f"it is: --net sandbox:{printable(name[len('container:') :])}"
+    return f"back ends are auto, {', '.join(BACKENDS)}; for others see: sbx network ls"
+
+
 def _backend(name: str) -> tuple[str, str]:
     """Return the back end that `name` (or ``auto``) means on this host, and a notice, or ""."""
     if name == "auto":
@@ -123,7 +145,7 @@ def _backend(name: str) -> tuple[str, str]:
         )
     if name not in BACKENDS:
         raise SbxError("network-unknown", f"choose network {printable(name)}: there is none of that name",
-                       f"back ends are auto, {', '.join(BACKENDS)}")  # fmt: skip
+                       _instead(name))  # fmt: skip
     if name in names.USER_MODE:
         programs.require(name)
     return name, ""

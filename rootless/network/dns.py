@@ -13,6 +13,7 @@ NO_ERROR, FORMAT_ERROR, SERVER_FAILURE, NAME_ERROR = 0, 1, 2, 3
 BLOCKED = 15  #: extended error: the operator forbids it
 _TRUNCATED = 0x0200
 _TIMEOUT = 3.0
+_MEMBER = 5  #: seconds that a member of a network is sure to keep its address
 
 
 class Question(NamedTuple):
@@ -56,6 +57,15 @@ def reply(query: bytes, asked: Question | None, code: int, extended: int = 0) ->
     edns = asked is not None and extended and _has_edns(query, 12 + len(asked.raw))
     extra = struct.pack("!BHHIHHHH", 0, OPT, 1232, 0, 6, 15, 2, extended) if edns else b""
     return query[:2] + struct.pack("!HHHHH", flags, 1 if asked else 0, 0, 0, 1 if edns else 0) + body + extra
+
+
+def of_member(query: bytes, asked: Question, addresses: list[str]) -> bytes:
+    """Return the answer that the name asked for has `addresses`; of those the ones of the kind asked for are told."""
+    kinds = {A: ".", AAAA: ":"}
+    texts = [text for text in addresses if asked.kind in kinds and kinds[asked.kind] in text]
+    packed = [ipaddress.ip_address(text).packed for text in texts]
+    records = b"".join(b"\xc0\x0c" + struct.pack("!HHIH", asked.kind, 1, _MEMBER, len(data)) + data for data in packed)
+    return query[:2] + struct.pack("!HHHHH", 0x8580, 1, len(packed), 0, 0) + asked.raw + records
 
 
 def _has_edns(query: bytes, end: int) -> bool:

@@ -3,7 +3,8 @@
 The rules are in the sandbox's own net namespace, so nothing that a program ignores could get around them, and over
 which the command has no capability. Names are answered by this resolver alone: what is not allowed is answered "no such
 name" without asking anybody, so that no question can carry data out; the addresses of what is allowed are let in
-before the answer goes to who asked. Answers come from the host's own resolvers, read anew for each question.
+before the answer goes to who asked. Answers come from the host's own resolvers, read anew for each question, and for
+members of a network of several from its keeper.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.network import dns, lookup, names, nflog, resident, resolver, rules
+from rootless.network import dns, lookup, names, nflog, records, resident, resolver, rules
 from rootless.network.within import Within
 
 _SHORTEST = 30  #: seconds that an answer stays allowed at least: who got it has to connect
 _SHOWN = 20
+_UNIQUE_LOCAL = ipaddress.ip_network("fd00::/48")  #: has the IPv6 addresses of every network of ours
 
 
 def serve(settings: dict[str, Any]) -> None:
@@ -55,6 +57,9 @@ class Guard(resolver.Resolver):
         self._rules = rules.from_settings(settings["rules"])
         self._everything = bool(settings["everything"])
         self._learn = bool(settings["learn"])
+        self._shared: dict[str, Any] = settings["shared"]
+        self._ours = {*names.OURS, self._shared.get("host", "")}
+        self._subnets = [ipaddress.ip_network(self._shared["subnet"]), _UNIQUE_LOCAL] if self._shared else []
         self._lock = threading.Lock()
         self._pinned: dict[tuple[str, str], float] = {}
         self._names: dict[str, str] = {}
@@ -77,7 +82,8 @@ class Guard(resolver.Resolver):
             self._record(event="ask", name=asked.name, allowed=False)
             self._count(asked.name)
             return dns.reply(query, asked, dns.NAME_ERROR, dns.BLOCKED)
-        found = dns.ask(query, asked, self.upstream())
+        known = self._of_member(query, asked)
+        found = known or self._from_outside(query, asked)
         if found is None:
             self._record(event="ask", name=asked.name, allowed=True, answer="none: no resolver answers")
             return dns.reply(query, asked, dns.SERVER_FAILURE)
@@ -86,19 +92,47 @@ class Guard(resolver.Resolver):
         except (ValueError, struct.error):
             return dns.reply(query, asked, dns.SERVER_FAILURE)
         self._record(event="ask", name=asked.name, allowed=True, addresses=answer.addresses)
-        self._pin(asked.name, answer, about)
+        self._pin(asked.name, answer, about, trusted=bool(known))
         return found
 
-    def _pin(self, name: str, answer: dns.Answer, about: list[rules.Rule]) -> None:
-        """Allow what was answered, before anybody hears of it."""
-        seconds = max(answer.seconds, _SHORTEST)
+    def _of_member(self, query: bytes, asked: dns.Question) -> bytes:
+        """Return the answer for the name of a member of the sandbox's network, b"" if it is none."""
+        for member in records.members(self._shared["folder"]) if self._shared else []:
+            if member["name"].lower() == asked.name:
+                return dns.of_member(query, asked, member["addresses"])
+        return b""
+
+    def _from_outside(self, query: bytes, asked: dns.Question) -> bytes | None:
+        """Return the world's answer, as far as there is a way to it; None where no resolver has one."""
+        if self._shared and not (self._shared["net"] and "." in asked.name):
+            return dns.reply(query, asked, dns.NAME_ERROR)
+        return dns.ask(query, asked, self.upstream())
+
+    def _is_sane(self, address: str) -> bool:
+        """Whether an answer from outside may let `address` in: not what only a liar would answer.
+
+        That is clouds' metadata, our gateway, which may be the host's loopback, and who else is in the network.
+        """
+        parsed = ipaddress.ip_address(address)
+        return (
+            not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)
+            and address not in self._ours
+            and not any(parsed in subnet for subnet in self._subnets)
+        )
+
+    def _pin(self, name: str, answer: dns.Answer, about: list[rules.Rule], trusted: bool) -> None:
+        """Allow what was answered, before anybody hears of it.
+
+        A member's address may soon be somebody else's, so it is not allowed for longer than it was given for.
+        """
+        seconds = answer.seconds if trusted else max(answer.seconds, _SHORTEST)
         with self._lock:
             self._names.update(dict.fromkeys(answer.addresses, name))
             end = time.monotonic() + seconds
             fresh = [
                 address
                 for address in answer.addresses
-                if self._pinned.get((name, address), 0) < end - 1 and _is_sane(address)
+                if self._pinned.get((name, address), 0) < end - 1 and (trusted or self._is_sane(address))
             ]
             if not fresh or not about:
                 return
@@ -161,12 +195,3 @@ class Guard(resolver.Resolver):
         ]
         rest = len(self._refused) - len(shown)
         return "".join([*lines, f"sbx: refused {rest} more\n" if rest else ""])
-
-
-def _is_sane(address: str) -> bool:
-    """Whether an answer may let `address` in: not what only a liar would answer (clouds' metadata, our gateway)."""
-    parsed = ipaddress.ip_address(address)
-    return (
-        not (parsed.is_link_local or parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)
-        and address not in names.OURS
-    )

@@ -10,6 +10,8 @@ from rootless.steps import OutsideStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from rootless.options import Request
     from rootless.spec import Network, SandboxSpec
     from rootless.steps import Undo
@@ -78,12 +80,24 @@ class Guard(OutsideStep):
                 if any(rule.covers(name.lower()) for name in known)
             ]
         exact = [rule.name for rule in parsed if rule.name and not rule.name.startswith("*.")]
+        shared = self._shared()
+        if shared:  # members come and go; where there is no way out, there are no others
+            exact = [name for name in exact if "." in name and shared["net"]]
         return {
             "rules": rules.to_settings(parsed), "everything": everything, "learn": self.network.learn,
             "log": self.network.log, "servers": self.network.servers, "best_effort": self.best_effort,
-            "unlink": pasta.LINK if self.network.backend == "pasta" else "",
+            "shared": shared, "unlink": pasta.LINK if self.network.backend == "pasta" else "",
             "names": [] if everything else [name for name in exact if name not in known_inside],
         }  # fmt: skip
+
+    def _shared(self) -> dict[str, Any]:
+        """Return what the guard has to know of the network of several sandboxes, {} where there is none."""
+        if self.network.backend != "network":
+            return {}
+        from rootless.network import records
+
+        config = records.read(self.network.peer)
+        return {"folder": records.folder(self.network.peer), **config}
 
 
 def steps(spec: SandboxSpec) -> list[OutsideStep]:

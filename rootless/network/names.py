@@ -32,7 +32,8 @@ def check_address(text: str, what: str) -> str:
 def hosts(network: Network, hostname: str, added: list[str]) -> str:
     """Return the sandbox's /etc/hosts; `added` are NAME:ADDRESS, where ``host-gateway`` is the host's loopback."""
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback", f"127.0.1.1 {hostname}"]
-    host = "127.0.0.1" if network.backend == "host" else GATEWAY if network.host_loopback else ""
+    gateway = network.host or GATEWAY
+    host = "127.0.0.1" if network.backend == "host" else gateway if network.host_loopback else ""
     if host:
         lines.append(f"{host} {HOST_NAMES}")
     for text in added:
@@ -63,10 +64,10 @@ def resolv_conf(network: Network, servers: list[str], domains: list[str], host: 
     servers = [check_address(address, "set resolver") for address in servers]
     if network.backend == "none":
         servers = []  # nobody could be asked: an address here would only be waited for
-    elif network.backend == "network":
-        servers = servers or network.servers  # the network's own, which knows its members
     elif network.guarded:
         servers = [LOCAL]  # it asks whom --dns names
+    elif network.backend == "network":
+        servers = servers or network.servers  # the network's own, which knows its members
     elif not servers:
         servers = resolvers(network, host)
     return "".join(f"{line}\n" for line in [*_search(domains, host), *(f"nameserver {server}" for server in servers)])

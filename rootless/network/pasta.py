@@ -83,38 +83,47 @@ class Attach(OutsideStep):
         return "attach pasta"
 
     def execute(self, pid: int) -> Undo:
-        link = f"{self.folder}/{LINK}"
-        os.mkdir(f"{self.folder}/{_WATCHED}", 0o700)
-        os.symlink(f"/proc/{pid}/ns/net", link)
-        program = programs.spawn(
-            [*self._arguments(), "--userns", f"/proc/{pid}/ns/user", "--netns", link], folder=self.folder
-        )
-        try:
-            said = program.finish()
-        except BaseException:
-            os.unlink(link)  # if it went to the background just before it was killed, it ends with this
-            raise
-        if program.status:
-            raise _failure(said)
+        start(self.network, self.folder, f"/proc/{pid}/ns/net", ["--userns", f"/proc/{pid}/ns/user"])
         return Helper(self.folder)
 
-    def _arguments(self) -> list[str]:
-        network = self.network
-        words = [
-            "pasta",
-            "--quiet",
-            "--config-net",
-            "--ns-ifname",
-            names.INTERFACE,
-            "--pid",
-            f"{self.folder}/{_NUMBER}",
-        ]
-        words += ["-a", names.OWN, "-n", "24", "-g", names.GATEWAY]
-        words += ["-a", names.OWN6, "-g", names.GATEWAY6] if network.ipv6 else ["--ipv4-only"]
-        # The gateway's address is the host's loopback to it, unless told otherwise
-        words += [] if network.host_loopback else ["--no-map-gw"]
-        # Ports of the sandbox and of the host's loopback are forwarded when asked for, and not because they are there
-        return [*words, "-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+
+def start(
+    network: Network, folder: str, net: str, user: list[str], own: tuple[str, str] = (names.OWN, names.GATEWAY)
+) -> None:
+    """Start pasta on the net namespace `net` and return when it is ready; the link to `net` is made in `folder`.
+
+    `user` are the words about the user namespace, `own` the address of its device and that of its gateway.
+    """
+    link = f"{folder}/{LINK}"
+    os.mkdir(f"{folder}/{_WATCHED}", 0o700)
+    os.symlink(net, link)
+    program = programs.spawn([*_arguments(network, folder, own), *user, "--netns", link], folder=folder)
+    try:
+        said = program.finish()
+    except BaseException:
+        os.unlink(link)  # if it went to the background just before it was killed, it ends with this
+        raise
+    if program.status:
+        raise _failure(said)
+
+
+def forget(folder: str) -> None:
+    """Delete what one that was started in `folder` before left there; it ends with that."""
+    for delete, name in ((os.unlink, LINK), (os.rmdir, _WATCHED)):
+        try:
+            delete(f"{folder}/{name}")
+        except FileNotFoundError:
+            continue
+
+
+def _arguments(network: Network, folder: str, own: tuple[str, str]) -> list[str]:
+    words = ["pasta", "--quiet", "--config-net", "--ns-ifname", names.INTERFACE, "--pid", f"{folder}/{_NUMBER}"]
+    words += ["-a", own[0], "-n", "24", "-g", own[1]]
+    words += ["-a", names.OWN6, "-g", names.GATEWAY6] if network.ipv6 else ["--ipv4-only"]
+    # The gateway's address is the host's loopback to it, unless told otherwise
+    words += [] if network.host_loopback else ["--no-map-gw"]
+    # Ports of the sandbox and of the host's loopback are forwarded when asked for, and not because they are there
+    return [*words, "-t", "none", "-u", "none", "-T", "none", "-U", "none"]
 
 
 class Helper(Watched):

@@ -1,6 +1,7 @@
 """Networks of several sandboxes: what is written down of them. Outside.
 
-    networks/NAME/config    subnets and kind (marshal, written and renamed)
+    networks/NAME/config    marshal, written and renamed: subnet; ipv6; internal, or net, the way out's back end; host,
+                            the address of the host's loopback where members may reach that
     networks/NAME/lock      held (flock(2)) while its keeper is looked for or started
     networks/NAME/keeper    the keeper's socket, while sandboxes are in the network
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET = "keeper"
+_PATIENCE = 10.0  #: seconds for a keeper's answer
 _RESERVED = ("auto", "none", "host", "slirp4netns", "pasta", "bridge", "default", "sandbox", "private")
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -47,7 +49,27 @@ def read(name: str) -> dict[str, Any]:
         raise SbxError("network-unknown", f"find network {printable(name)}: there is none of that name",
                        f"make it: sbx network create {printable(name)}; or see: sbx network ls") from None  # fmt: skip
     assert isinstance(config, dict)
-    return config
+    return {"net": "" if config["internal"] else "slirp4netns", "host": "", **config}
+
+
+def members(folder: str) -> list[dict[str, Any]]:
+    """Return who is in the network of that folder: name and addresses of each; nobody where it has no keeper."""
+    import socket
+
+    above = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.settimeout(_PATIENCE)
+    try:
+        link.connect(f"/proc/self/fd/{above}/{SOCKET}")
+        link.send(marshal.dumps({"act": "list"}, 4))
+        found = marshal.loads(link.recv(1 << 20))["members"]
+        assert isinstance(found, list)
+        return found
+    except (OSError, EOFError):
+        return []
+    finally:
+        link.close()
+        os.close(above)
 
 
 def names() -> list[str]:

@@ -1,11 +1,11 @@
 """The keeper of a network of several sandboxes: bridge, addresses, names, way out. Warm.
 
-    keeper      root in the network's user namespace, in its net namespace: bridge sbx0 with tap0 of slirp4netns and an
-                interface for each member; resolver on the bridge's address
-    slirp4netns in the same user namespace and the host's net namespace; ends with the keeper
+    keeper      root in the network's user namespace, in its net namespace: bridge sbx0 with an interface for each
+                member; resolver on the bridge's address
+    way out     slirp4netns or pasta (wayout.py), in the same user namespace and the host's net namespace; ends with the
+                keeper
 
-All is one Ethernet segment in slirp4netns's subnet, so nothing is routed or translated on the way to it. The keeper
-ends, and all of it with it, when the last connection is closed.
+All members are on one Ethernet segment. The keeper ends, and all of it with it, when the last connection is closed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import marshal
 import os
 import select
 import socket
-import struct
 import sys
 import threading
 from typing import Any
@@ -24,13 +23,12 @@ from pyroute2 import IPRoute
 
 from rootless import parent, programs, spec, syscalls
 from rootless.errors import SbxError
-from rootless.network import dns, names, records, slirp4netns
+from rootless.network import dns, names, records
+from rootless.networks import wayout
 from rootless.spec import IdMap
 
 BRIDGE, INTERFACE = "sbx0", "eth0"
-#: Numbers in the subnet: our bridge's, slirp4netns's gateway and resolver, the first member's
-OWN, GATEWAY, RESOLVER, FIRST = 1, 2, 3, 4
-SUBNET6 = ipaddress.IPv6Network("fd00::/64")  #: slirp4netns has no other
+FIRST = 4  #: number of the first member in the subnet; below are the bridge's and slirp4netns's
 _MTU = 65520
 _NODAD = 2
 _IDLE = 10_000  #: milliseconds to wait for the first to join
@@ -39,44 +37,61 @@ _IDLE = 10_000  #: milliseconds to wait for the first to join
 def start(name: str, ids: IdMap) -> None:
     """Start the keeper of the network `name` and return when it serves. Raises SbxError ``network-failed``."""
     config, folder = records.read(name), records.folder(name)
-    if not config["internal"]:
-        programs.require("slirp4netns")
+    if config["net"]:
+        programs.require(config["net"])
     try:
         os.unlink(f"{folder}/{records.SOCKET}")
     except FileNotFoundError:
         pass
-    parent.call_inside(ids, lambda: _begin(config, folder, ids))
-
-
-def _begin(config: dict[str, Any], folder: str, ids: IdMap) -> None:
-    """In the new user namespace: start keeper and slirp4netns; return when both are ready, and leave them."""
     there, says_there = os.pipe()
     attached, says_attached = os.pipe()
     ready, says_ready = os.pipe()
     ends, alive = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    try:
+        parent.call_inside(ids, lambda: _fork(config, folder, ids, (says_there, attached, says_ready, alive)))
+    finally:
+        for fd in (says_there, attached, says_ready, alive):
+            os.close(fd)
+    try:
+        if pid := int(os.read(there, 16) or b"0"):
+            wayout.start(config, folder, pid, ends)
+            os.write(says_attached, b".")
+    finally:
+        for fd in (there, says_attached, ends):
+            os.close(fd)
+    said = _all(ready)
+    if said != ".":
+        raise SbxError("network-failed", f"set up the network: {said or 'its keeper ended'}")
+
+
+def _all(pipe: int) -> str:
+    """Return what is said on `pipe` up to its end, and close it."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    said = b""
+    while poll.poll(int(programs.PATIENCE * 1000)) and (data := os.read(pipe, 4096)):
+        said += data
+    os.close(pipe)
+    return said.decode("utf-8", "replace")
+
+
+def _fork(config: dict[str, Any], folder: str, ids: IdMap, pipes: tuple[int, int, int, int]) -> None:
+    """In the new user namespace: start the keeper, and leave it."""
+    if os.fork():
+        return
+    says_there, attached, says_ready, alive = pipes
+    try:
+        os.setsid()
+        # The pipes on which the parent of this launch waits for an end of file, among others
+        _close_all_but(says_there, attached, says_ready, alive)
+        _keep(config, folder, ids, says_there, attached, says_ready)
+    except BaseException as error:  # to whoever waits for us, not to nobody
         try:
-            os.setsid()
-            # The pipes on which the parent of this launch waits for an end of file, among others
-            _close_all_but(says_there, attached, says_ready, alive)
-            _keep(config, folder, ids, says_there, attached, says_ready)
-        except BaseException as error:  # to whoever waits for us, not to nobody
-            try:
-                os.write(says_ready, f"{error}".encode()[:2000])
-            except OSError:
-                pass
-        finally:
-            os._exit(0)
-    for fd in (says_there, attached, says_ready, alive):
-        os.close(fd)
-    if os.read(there, 1) == b"." and not config["internal"]:
-        _start_slirp4netns(config, folder, pid, ends)
-    os.write(says_attached, b".")
-    os.close(says_attached)
-    said = b"".join(iter(lambda: os.read(ready, 4096), b""))
-    if said != b".":
-        raise SbxError("network-failed", f"set up the network: {said.decode('utf-8', 'replace') or 'its keeper ended'}")
+            os.write(says_ready, f"{error}".encode()[:2000])
+        except OSError:
+            pass
+    finally:
+        os._exit(0)
 
 
 def _close_all_but(*kept: int) -> None:
@@ -88,25 +103,16 @@ def _close_all_but(*kept: int) -> None:
                 pass  # the one with which the list was read
 
 
-def _start_slirp4netns(config: dict[str, Any], folder: str, pid: int, ends: int) -> None:
-    """Attach slirp4netns to the keeper's net namespace; it ends when the keeper, which holds the other end, does."""
-    ready, says_ready = os.pipe()
-    network = spec.Network(backend="slirp4netns", ipv6=config["ipv6"])
-    argv = slirp4netns.arguments(network, [f"--cidr={config['subnet']}", "--netns-type=path", f"/proc/{pid}/ns/net"])
-    program = programs.spawn(argv, {3: says_ready, 4: ends}, folder)
-    os.close(says_ready)
-    if not os.read(ready, 1):
-        raise slirp4netns.failure(program.finish())
-
-
 def _keep(config: dict[str, Any], folder: str, ids: IdMap, says_there: int, attached: int, says_ready: int) -> None:
     """Be the keeper."""
     outer = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(syscalls.CLONE_NEWNET)
     syscalls.loopback_up()
-    os.write(says_there, b".")
+    _set_addresses_at_once()
+    os.write(says_there, b"%d" % os.getpid())
     os.close(says_there)
-    os.read(attached, 1)
+    if os.read(attached, 1) != b".":
+        return  # the way out failed, and that is told already
     keeper = Keeper(config, ids, outer)
     os.chdir(folder)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -121,6 +127,15 @@ def _keep(config: dict[str, Any], folder: str, ids: IdMap, says_there: int, atta
     keeper.serve(control)
 
 
+def _set_addresses_at_once() -> None:
+    """Have the kernel ask nobody whether an IPv6 address is free: these are ours."""
+    try:
+        with open("/proc/sys/net/ipv6/conf/default/accept_dad", "w") as stream:
+            stream.write("0")
+    except FileNotFoundError:
+        pass  # a kernel without IPv6
+
+
 class Keeper:
     """The members of one network."""
 
@@ -129,17 +144,24 @@ class Keeper:
         self._ids = ids
         self._outer = outer
         self._subnet = ipaddress.IPv4Network(config["subnet"])
+        self._subnet6 = wayout.subnet6(config)
+        self._way_out = wayout.describe(config)
         self._members: dict[socket.socket, tuple[str, int]] = {}
         self._next = 0
-        self._own = str(self._subnet[OWN])
+        self._own = str(self._subnet[wayout.OWN])
         with IPRoute() as route:
             route.link("add", ifname=BRIDGE, kind="bridge")
             self._bridge = route.link_lookup(ifname=BRIDGE)[0]
             route.link("set", index=self._bridge, state="up", mtu=_MTU)
             route.addr("add", index=self._bridge, address=self._own, prefixlen=self._subnet.prefixlen)
-            if not config["internal"]:
+            if self._way_out and self._way_out.bridged:
                 tap = route.link_lookup(ifname=names.INTERFACE)[0]
                 route.link("set", index=tap, master=self._bridge, mtu=_MTU, state="up")
+            elif config["ipv6"]:
+                own6 = str(self._subnet6[wayout.OWN])
+                route.addr("add", index=self._bridge, address=own6, prefixlen=64, flags=_NODAD)
+        if self._way_out and not self._way_out.bridged:
+            wayout.route(config)
         self._resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._resolver.bind((self._own, 53))
 
@@ -217,7 +239,7 @@ class Keeper:
         return {"addresses": self._addresses(number)}
 
     def _addresses(self, number: int) -> list[str]:
-        return [str(self._subnet[number]), *([str(SUBNET6[number])] if self._config["ipv6"] else [])]
+        return [str(self._subnet[number]), *([str(self._subnet6[number])] if self._config["ipv6"] else [])]
 
     def _configure(self, net: int, number: int) -> None:
         """Set the addresses and routes in the member's net namespace, in a thread that goes there: setns(2)."""
@@ -230,12 +252,12 @@ class Keeper:
                     index = route.link_lookup(ifname=INTERFACE)[0]
                     route.addr("add", index=index, address=str(self._subnet[number]), prefixlen=self._subnet.prefixlen)
                     if self._config["ipv6"]:
-                        route.addr("add", index=index, address=str(SUBNET6[number]), prefixlen=64, flags=_NODAD)
+                        route.addr("add", index=index, address=str(self._subnet6[number]), prefixlen=64, flags=_NODAD)
                     route.link("set", index=index, state="up")
-                    if not self._config["internal"]:
-                        route.route("add", dst="default", gateway=str(self._subnet[GATEWAY]))
+                    if self._way_out:
+                        route.route("add", dst="default", gateway=self._way_out.gateway)
                         if self._config["ipv6"]:
-                            route.route("add", dst="default", gateway=str(SUBNET6[GATEWAY]), family=socket.AF_INET6)
+                            route.route("add", dst="default", gateway=self._way_out.gateway6, family=socket.AF_INET6)
             except Exception as error:
                 failed.append(error)
 
@@ -253,20 +275,11 @@ class Keeper:
             return
         number = next((number for name, number in list(self._members.values()) if name.lower() == asked.name), 0)
         if number:
-            texts = [
-                text
-                for text in self._addresses(number)
-                if (":" in text) == (asked.kind == dns.AAAA) and asked.kind in (dns.A, dns.AAAA)
-            ]
-            packed = [ipaddress.ip_address(text).packed for text in texts]
-            records_ = b"".join(
-                b"\xc0\x0c" + struct.pack("!HHIH", asked.kind, 1, 5, len(data)) + data for data in packed
-            )
-            answer = query[:2] + struct.pack("!HHHHH", 0x8580, 1, len(packed), 0, 0) + asked.raw + records_
-        elif self._config["internal"] or "." not in asked.name:
+            answer = dns.of_member(query, asked, self._addresses(number))
+        elif not self._way_out or "." not in asked.name:
             answer = dns.reply(query, asked, dns.NAME_ERROR)
         else:
-            answer = dns.ask(query, asked, [str(self._subnet[RESOLVER])]) or dns.reply(query, asked, dns.SERVER_FAILURE)
+            answer = dns.ask(query, asked, [self._way_out.resolver]) or dns.reply(query, asked, dns.SERVER_FAILURE)
         try:
             self._resolver.sendto(answer, client)
         except OSError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import marshal
 import os
 
-from rootless import idmap, spec
+from rootless import idmap, programs, spec
 from rootless.errors import SbxError, printable
 from rootless.network import records
 from rootless.steps import OutsideStep, Watched
@@ -55,6 +55,7 @@ def _connect(name: str) -> tuple[Socket, int]:
     for _ in range(_TRIES):
         with records.Lock(name):
             link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            link.settimeout(programs.PATIENCE)
             above = os.open(records.folder(name), os.O_PATH | os.O_CLOEXEC)
             try:
                 link.connect(f"/proc/self/fd/{above}/{records.SOCKET}")
@@ -66,7 +67,7 @@ def _connect(name: str) -> tuple[Socket, int]:
         try:
             link.send(marshal.dumps({"act": "outer"}, 4))
             data, fds, _, _ = socket.recv_fds(link, 4096, 1)
-        except ConnectionError:
+        except OSError:
             data, fds = b"", []
         if data and fds:
             return link, fds[0]
@@ -91,33 +92,15 @@ def _ask(link: Socket, request: dict[str, Any], fds: list[int] | None = None) ->
     try:
         socket.send_fds(link, [marshal.dumps(request, 4)], fds or [])
         data = link.recv(1 << 16)
-    except ConnectionError:
+    except OSError:
         data = b""
     if not data:
-        raise SbxError("network-failed", "join the network: its keeper has ended")
+        raise SbxError("network-failed", "join the network: its keeper has ended, or does not answer")
     answer = marshal.loads(data)
     if "error" in answer:
         raise SbxError("network-failed", f"join the network: {printable(answer['error'])}", answer.get("hint", ""))
     assert isinstance(answer, dict)
     return answer
-
-
-def members(name: str) -> list[dict[str, Any]]:
-    """Return who is in the network: name and addresses of each; nobody where it has no keeper."""
-    import socket
-
-    above = os.open(records.folder(name), os.O_PATH | os.O_CLOEXEC)
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        link.connect(f"/proc/self/fd/{above}/{records.SOCKET}")
-        found = _ask(link, {"act": "list"})["members"]
-        assert isinstance(found, list)
-        return found
-    except (OSError, SbxError):
-        return []
-    finally:
-        link.close()
-        os.close(above)
 
 
 class Join(OutsideStep):
