@@ -51,6 +51,11 @@ def test_an_unknown_command_and_the_help_know_all(sbx: Sbx) -> None:
         ("container", "no such command: container", mistakes.COMMANDS["container"]),
         ("-v", "no such option: -v", "it is: sbx --version"),
         (
+            "run --net container:x host true",
+            "choose network container:x: there is none of that name",
+            "it is: --net sandbox:x",
+        ),
+        (
             "run ./tree x",
             "bad reference './tree': a part of a host name is empty or ends in '-', at position 1",
             "a folder with a root filesystem is run with --rootfs",
