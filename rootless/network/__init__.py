@@ -130,15 +130,6 @@ def _instead(name: str) -> str:
         return "each sandbox has a network of its own: leave it out; one for several: sbx network create NAME"
     if name.startswith("container:"):
         return f"it is: --net sandbox:{printable(name[len('container:') :])}"
-    return f"back ends are auto, {', '.join(BACKENDS)}; for others see: sbx network ls"
-
-
-def _instead(name: str) -> str:
-    """Return what another tool's word for a network is here, or what there is."""
-    if name in ("bridge", "default"):
-        return "each sandbox has a network of its own: leave it out; one for several: sbx network create NAME"
-    if name.startswith("container:"):
-        return f"it is: --net sandbox:{printable(name[len('container:') :])}"
     return f"back ends are auto, {', '.join(BACKENDS)}"
 
 
