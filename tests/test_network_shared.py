@@ -241,7 +241,9 @@ def test_the_hosts_loopback_is_for_all_or_none(sbx: Sbx, rootfs: Path, way_out: 
             assert said.splitlines()[0] == "hello"
         done = sbx("run", "--net", "closed", "--host-loopback", "--rootfs", rootfs, "true")
         assert (done.status, "everybody's, so all in it do or none" in done.stderr) == (125, True), done
-        gateways = json.loads(sbx.ok("network", "inspect", "open"))[0]["host"], "$(ip route | cut -d' ' -f3 | head -1)"
+        # (To pasta its gateway's address is then somebody's in the world, whom no test may ask)
+        host = json.loads(sbx.ok("network", "inspect", "open"))[0]["host"]
+        gateways = ["$(ip route | cut -d' ' -f3 | head -1)", *([host] if way_out == "slirp4netns" else [])]
         for gateway in gateways:
             command = f"grep -c containers /etc/hosts; {get(f'{gateway} {port}')}"
             assert sbx.ok("run", "--net", "closed", "--rootfs", rootfs, "sh", "-c", command) == "0"
