@@ -8,6 +8,7 @@ wrapped from here, so that the product knows nothing of it; a stamp costs some 3
 
 from __future__ import annotations
 
+import marshal
 import os
 import sys
 import time
@@ -64,16 +65,27 @@ def _wrap_step(kind: Any, before: Callable[[Any], None]) -> None:
 
 
 stamp("interpreter", STARTED)
-from rootless import __main__ as main  # noqa: E402
+with open(f"{CHECKOUT}/rootless/__pycache__/bundle.{sys.implementation.cache_tag}", "rb", 0) as file:
+    exec(marshal.loads(file.read(int(file.read(8)))))  # as __main__ does
+    load(f"{CHECKOUT}/rootless", file)  # type: ignore[name-defined]  # noqa: F821
+stamp("the bundle")
+from rootless import (  # noqa: E402
+    entry,
+    launch,
+    mounts,
+    namespaces,
+    parent,
+    plan,
+    privileges,
+    processes,
+    state,
+    syscalls,
+    terminal,
+)
 
-stamp("import of the reader")
-wrap(main.options, "read", "options.read")
-from rootless import syscalls  # noqa: E402
+os = syscalls.os  # lean_os, where the modules have that
 
-stamp("import of syscalls")
-from rootless import launch, mounts, namespaces, parent, plan, privileges, processes, state, terminal  # noqa: E402
-
-stamp("import of launch")
+wrap(entry.options, "read", "options.read")
 wrap(launch.idmap, "for_caller")
 wrap(launch, "find_image")
 wrap(launch.build, "sandbox", "build.sandbox")
@@ -103,6 +115,6 @@ for module in (mounts, namespaces, privileges, processes, terminal, launch.idmap
     wrap_steps(module, _before)
 stamp("wrapping")
 
-status = main.main()
+status = entry.main()
 stamp("exit")
 os._exit(status)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rootless.parent import Sandbox
-    from rootless.terminal import Relay
+    from rootless.relay import Relay
 
 SIGKILL, SIGXCPU, SIGXFSZ = 9, 24, 25
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ ENOMEM = 12
 
 
 def walk(plan: Plan, child: Child, trace: bool = False) -> None:
-    """Take the steps of `plan` in their order; never returns.
+    """Take the steps of `plan` in their order, but those that are done; never returns.
 
     The last step becomes another program, or does our own work and returns, which is success. A step that fails is
     told to the parent as ``failed NUL index NUL errno NUL code NUL message NUL hint``; end of file without that means
@@ -27,7 +27,8 @@ def walk(plan: Plan, child: Child, trace: bool = False) -> None:
         for index, step in enumerate(plan.inside):
             if trace:
                 os.write(2, f"sbx: step {index + 1}: {step.describe()}\n".encode("utf-8", "replace"))
-            step.execute(child)
+            if index >= child.done:
+                step.execute(child)
         status = 0
     except SbxError as error:
         _report(child, index, 0, error.code, error.message, error.hint)

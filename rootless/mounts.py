@@ -281,12 +281,8 @@ class PivotRoot(Step):
 
 
 def _open_inside(path: str, flags: int = os.O_PATH) -> int:
-    """Open `path` below the root; links are followed, but never out of it, and never those of /proc/PID/fd."""
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        return syscalls.openat2(root, path, flags, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS)
-    finally:
-        os.close(root)
+    """Open the absolute `path`; links are followed, but never those of /proc/PID/fd. The root is the sandbox's own."""
+    return syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
 
 
 def _mount_point(path: str, child: Child, folder: bool) -> int:

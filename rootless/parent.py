@@ -1,7 +1,7 @@
 """The parent: fork, do the outside steps, pass signals and bytes on, return the exit status, undo. Outside.
 
     parent (outside)                          child (inside)
-      fork ─────────────────────────────────▶ create the user namespace
+      fork, into the user namespace ────────▶
            ◀──────────── "ready" ───────────
       write the id maps; join the cgroup
            ───────────── "." go ────────────▶ become root, drop the supplementary groups,
@@ -29,11 +29,10 @@ import time
 
 from rootless import child, programs, syscalls
 from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError, printable
-from rootless.namespaces import FLAGS
+from rootless.namespaces import FLAGS, Unshare, flags
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
-from rootless.terminal import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +40,9 @@ if TYPE_CHECKING:
     from resource import struct_rusage
 
     from rootless.accounting import Meter
+    from rootless.relay import Relay, SavedMode
     from rootless.spec import IdMap
     from rootless.steps import Undo
-    from rootless.terminal import SavedMode
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
 SIGALRM = 14
@@ -172,6 +171,11 @@ class Sandbox:
             self._do(self._plan.attach, self.pid)
         os.write(self._go, b".")
 
+    def _prepare(self) -> None:
+        """Give a child that was born ready its first go."""
+        self._do(self._plan.before_go, self._supervisor)
+        os.write(self._go, b".")
+
     def _last_words(self) -> bytes:
         """Return what the child has said already."""
         poll = select.poll()
@@ -290,7 +294,7 @@ class Sandbox:
         measured = meters is not None
         meters = meters or ()
         poll = select.poll()
-        relay = Relay(self.master, mode, poll) if self.master >= 0 else None
+        relay = _relay(self.master, mode, poll)
         ended = os.pidfd_open(self._supervisor)
         poll.register(ended, select.POLLIN)
         poll.register(self._signals.reader, select.POLLIN)
@@ -411,6 +415,14 @@ def _lose() -> None:
     raise SbxError("child-lost", "start the sandbox: its first process was killed")
 
 
+def _relay(master: int, mode: SavedMode | None, poll: select.poll) -> Relay | None:
+    if master < 0:
+        return None
+    from rootless.relay import Relay
+
+    return Relay(master, mode, poll)
+
+
 def _tell(notice: str, raw: bool) -> None:
     """Tell the user something on stderr; nothing for an empty text. `raw` is a terminal in raw mode."""
     if notice:
@@ -437,23 +449,40 @@ def start(
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
-    pid = os.fork()
+    pid, born = _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
         for fd in (status_reader, go_writer, outside, signals.reader, *ours):
             if fd >= 0:
                 os.close(fd)
-        child.walk(plan, Child(status_writer, go_reader, inside), trace)
+        child.walk(plan, Child(status_writer, go_reader, inside, born), trace)
     for fd in (status_writer, go_reader, inside):
         if fd >= 0:
             os.close(fd)
     sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals)
     try:
+        if born:
+            sandbox._prepare()
         sandbox._converse(started)
     except BaseException:
         sandbox.end()
         raise
     return sandbox
+
+
+def _fork(plan: Plan) -> tuple[int, int]:
+    """Fork and return the child's id, which is 0 in the child, and how many steps of `plan` clone(2) has done already.
+
+    That is the first, if it makes a user namespace: its maps can be written while the child is still coming to itself.
+    Where clone(2) fails, the child is to try by itself, and to tell.
+    """
+    first = plan.inside[0]
+    if isinstance(first, Unshare):
+        try:
+            return syscalls.fork_into(flags(first.names)), 1
+        except OSError:
+            pass
+    return os.fork(), 0
 
 
 def _do_outside(step: OutsideStep, pid: int) -> Undo | None:

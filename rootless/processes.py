@@ -25,8 +25,8 @@ from rootless.steps import Child, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless.relay import SavedMode
     from rootless.spec import IdMap
-    from rootless.terminal import SavedMode
 
 SIGKILL, SIGCHLD, SIGSTOP = 9, 17, 19
 
@@ -52,7 +52,8 @@ class Ready(Step):
         return "wait for the parent"
 
     def execute(self, child: Child) -> None:
-        os.write(child.status, b"ready\n")
+        if not child.done:  # else the parent knows
+            os.write(child.status, b"ready\n")
         await_go(child)
 
 

@@ -18,12 +18,14 @@ class Child:
 
     `status` is written to the parent, `go` read from it; `terminal` is a unix socket, or -1. End of file on `go` means
     that the parent is gone, on `held` (-1 before there is one) that the supervisor is. `creatable` are the ids of the
-    mounts in which a missing mount point may be made: ours, never the user's.
+    mounts in which a missing mount point may be made: ours, never the user's. `done` is the number of the plan's steps
+    that were done by the clone(2) that made the child.
     """
 
-    __slots__ = ("creatable", "go", "held", "status", "terminal")
+    __slots__ = ("creatable", "done", "go", "held", "status", "terminal")
 
-    def __init__(self, status: int, go: int, terminal: int = -1) -> None:
+    def __init__(self, status: int, go: int, terminal: int = -1, done: int = 0) -> None:
+        self.done = done
         self.status = status
         self.go = go
         self.terminal = terminal

@@ -1,9 +1,9 @@
 """Remove a tree of files that may be hostile. Either side; imports only leaves.
 
 The trees are unpacked layers and upper folders: names in any bytes, folders nested thousands deep, folders without
-permission bits, links that point out. So nothing is followed, nothing recurses, no path grows longer than one name,
-and three descriptors are enough for any depth: a folder that is not empty is not descended into, its sub-folders are
-moved up next to it and wait there for their turn.
+permission bits, links that point out. So nothing is followed and no path grows longer than one name. Trees as they are
+are descended into; what is nested deeper than that, or than there are descriptors for, moves up to the top and waits
+there for its turn, so that four descriptors are enough for any depth.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rootless.errors import SbxError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACCESS = 0o700
+_DEPTH = 12  #: levels that are descended into
 
 
 def remove(name: str | bytes, dir_fd: int | None = None) -> None:
@@ -47,16 +48,16 @@ def empty(name: str | bytes, dir_fd: int | None = None) -> None:
 
 
 def _empty(top: int) -> None:
-    """Remove everything in the open folder `top`. Each round removes one level of each tree in it."""
+    """Remove everything in the open folder `top`. Each round removes _DEPTH levels of each tree in it."""
     fresh = 0
     while True:
-        names = _names(top)
+        entries = _entries(top)
         resisting: OSError | None = None
         progress = False
-        for name in names:
+        for name, is_folder in entries:
             try:
-                if not _remove_leaf(name, top):
-                    fresh = _flatten(name, top, fresh)
+                if not _remove_leaf(name, top, is_folder):
+                    fresh = _flatten(name, top, top, fresh, _DEPTH)
                     os.rmdir(name, dir_fd=top)
                 progress = True
             except FileNotFoundError:
@@ -65,44 +66,70 @@ def _empty(top: int) -> None:
                 resisting = error
         if resisting and not progress:
             raise resisting
-        if not names:
+        if not entries:
             return
 
 
-def _remove_leaf(name: str | bytes, dir_fd: int | None) -> bool:
-    """Remove `name` if it is anything but a folder with something in it; return whether it is gone."""
+def _remove_leaf(name: str | bytes, dir_fd: int | None, is_folder: bool = False) -> bool:
+    """Remove `name` if it is anything but a folder with something in it; return whether it is gone.
+
+    `is_folder` says what it seems to be, which saves a call.
+    """
     try:
-        os.unlink(name, dir_fd=dir_fd)
+        (os.rmdir if is_folder else os.unlink)(name, dir_fd=dir_fd)
         return True
     except OSError as error:
-        # unlink(2) of a folder is EISDIR on Linux, EPERM by POSIX
-        if error.errno not in (errno.EISDIR, errno.EPERM):
-            raise
-        unlinking = error
-    try:
-        os.rmdir(name, dir_fd=dir_fd)
-        return True
-    except OSError as error:
-        if error.errno == errno.ENOTDIR:
-            raise unlinking from None
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
+        # unlink(2) of a folder is EISDIR on Linux, EPERM by POSIX
+        if error.errno not in (errno.EISDIR, errno.EPERM, errno.ENOTDIR):
+            raise
+        first = error
+    try:
+        (os.unlink if is_folder else os.rmdir)(name, dir_fd=dir_fd)
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if error.errno in (errno.ENOTDIR, errno.EISDIR):
+            raise first from None
         raise
 
 
-def _flatten(name: str | bytes, top: int, fresh: int) -> int:
-    """Empty the folder `name` in `top`: unlink its files, move its sub-folders into `top`.
+def _flatten(name: str | bytes, above: int, top: int, fresh: int, levels: int) -> int:
+    """Empty the folder `name` in `above`: everything in it is removed, but folders below `levels` move up into `top`.
 
-    `fresh` is the number to begin with in search of unused names; the next one is returned.
+    `fresh` is the number to begin with in search of unused names; the next one is returned. What resists is raised once
+    the rest is gone.
     """
-    folder = _open_folder(name, top)
+    resisting: OSError | None = None
+    folder = _open_folder(name, above)
     try:
-        for entry in _names(folder):
-            if not _remove_leaf(entry, folder):
-                fresh = _move_up(entry, folder, top, fresh)
+        for entry, is_folder in _entries(folder):
+            try:
+                if not _remove_leaf(entry, folder, is_folder):
+                    fresh = _remove_folder(entry, folder, top, fresh, levels)
+            except FileNotFoundError:
+                continue  # another process is at the same work
+            except OSError as error:
+                resisting = error
     finally:
         os.close(folder)
+    if resisting:
+        raise resisting
     return fresh
+
+
+def _remove_folder(name: bytes, folder: int, top: int, fresh: int, levels: int) -> int:
+    if levels:
+        try:
+            fresh = _flatten(name, folder, top, fresh, levels - 1)
+            os.rmdir(name, dir_fd=folder)
+            return fresh
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+    return _move_up(name, folder, top, fresh)
 
 
 def _move_up(name: bytes, folder: int, top: int, fresh: int) -> int:
@@ -133,7 +160,7 @@ def count(top: int) -> tuple[int, int]:
         way = pending.pop()
         folder = _descend(top, way)
         try:
-            for name in _names(folder):
+            for name, _ in _entries(folder):
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if status.st_mode & 0o170000 == 0o040000:
                     pending.append([*way, name])
@@ -189,11 +216,11 @@ def _permit(name: str | bytes, dir_fd: int | None) -> None:
         os.close(fd)
 
 
-def _names(folder: int) -> list[bytes]:
-    """Return the names in the open `folder` as bytes."""
-    # listdir() of a descriptor gives text; the bytes come back exactly by fsencode. It reads from where the
-    # descriptor stands, so it is rewound by Python itself on each call.
-    return [os.fsencode(name) for name in os.listdir(folder)]
+def _entries(folder: int) -> list[tuple[bytes, bool]]:
+    """Return the names in the open `folder` as bytes, each with whether it seems to be a folder."""
+    # Names of a descriptor's entries come as text; the bytes come back exactly. Python rewinds it each time.
+    with os.scandir(folder) as entries:
+        return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
 def _failed(name: str | bytes, error: OSError) -> SbxError:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rootless import __main__, namespaces, options, plan, privileges, syscalls
+from rootless import entry, namespaces, options, plan, privileges, syscalls
 from rootless.errors import SbxError
 from rootless.spec import IdMapping
 from rootless.steps import Call, OutsideStep, Plan, Step
@@ -129,7 +129,7 @@ def main() -> None:
 
     plan.for_sandbox = sabotaged  # type: ignore[assignment]
     assert options.read("run", sys.argv[2:])
-    os._exit(__main__.main())
+    os._exit(entry.main())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""The hot modules as one file of compiled code. Outside; warm: made once, after the first launch of an installation.
+
+The interpreter finds, checks and reads the thirty modules of a launch one by one, which takes it 4.5 ms; from one file
+it is 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, and `import os` means lean_os.
+Line numbers stay, so a traceback is what it would be.
+
+The file is ``__pycache__/bundle.cpython-311`` in the package (the ending is the interpreter's cache tag), beside the
+modules' own compiled files and under the same rules: whoever may write those may write it, and it is used as long as
+time and size of every source are what they were when it was made. ``__main__`` loads it, or the modules themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import importlib.util
+import marshal
+import os
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ExtensionFileLoader
+from types import CodeType
+
+from rootless import paths
+
+#: Where a launch begins. What these import at their top, and what that does, is hot.
+ROOTS = ("rootless.entry", "rootless.launch")
+
+
+def hot_modules() -> list[tuple[str, str]]:
+    """Return the hot modules and their files, each after what it imports at its top."""
+    found: dict[str, str] = {}
+    entered: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in entered:
+            return
+        entered.add(name)
+        if above := name.rpartition(".")[0]:
+            visit(above)
+        for other in _imported(_lean(file := _file(name))):
+            visit(other)
+        found[name] = file
+
+    for root in ROOTS:
+        visit(root)
+    return list(found.items())
+
+
+def compiled(file: str) -> CodeType:
+    """Return the code of the module in `file` as the bundle has it."""
+    return compile(_lean(file), file, "exec", dont_inherit=True, optimize=2)
+
+
+def _lean(file: str) -> ast.Module:
+    with open(file, encoding="utf-8") as stream:
+        tree: ast.Module = _Lean().visit(ast.parse(stream.read(), file))
+    return ast.fix_missing_locations(tree)
+
+
+class _Lean(ast.NodeTransformer):
+    """Leaves out what only readers and type checkers need, and puts lean_os in the place of os."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        node.returns = None
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        self.generic_visit(node)
+        plain = ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        return ast.copy_location(plain, node)
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return ast.copy_location(ast.Pass(), node)
+        return self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node) if node.module == "__future__" else node
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        if [alias.name for alias in node.names] != ["os"]:
+            return node
+        return ast.copy_location(ast.ImportFrom("rootless", [ast.alias("lean_os", "os")], 0), node)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Yield our own modules that `tree` imports at its top."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "rootless":
+            yield node.module
+            yield from (name for alias in node.names if _file(name := f"{node.module}.{alias.name}"))
+
+
+def _file(name: str) -> str:
+    """Return the source of our module `name`, or "" if there is none of that name."""
+    stem = f"{os.path.dirname(paths.PACKAGE)}/{name.replace('.', '/')}"
+    return next((file for file in (f"{stem}.py", f"{stem}/__init__.py") if os.path.exists(file)), "")
+
+
+def make() -> bytes:
+    """Return the bundle: the code of unbundle.py, a table, and the code of each module in the table's order.
+
+    In front of the first two stand eight digits that say how long they are. The table has the sources (path below the
+    package, mtime, size), the C modules that are needed, each with its file, and the modules: name, path, whether it is
+    a package itself, length of the code. All is marshalled.
+    """
+    names = hot_modules()
+    loader, entry = _file("rootless.unbundle"), _file("rootless.__main__")
+    # before they are read: what changes meanwhile makes the bundle stale, not wrong
+    sources = [_source(file) for file in (loader, entry, *(file for _, file in names))]
+    codes = [marshal.dumps(compiled(file)) for _, file in names]
+    modules = [
+        (name, _path(file), file.endswith("/__init__.py"), len(code))
+        for (name, file), code in zip(names, codes, strict=True)
+    ]
+    head = marshal.dumps(compiled(loader))
+    table = marshal.dumps((sources, _foreign_modules(), modules))
+    return b"".join([b"%08d" % len(head), head, b"%08d" % len(table), table, *codes])
+
+
+def _source(file: str) -> tuple[str, int, int]:
+    status = os.stat(file)
+    return _path(file), status.st_mtime_ns, status.st_size
+
+
+def _path(file: str) -> str:
+    return file.removeprefix(paths.PACKAGE)
+
+
+def _foreign_modules() -> list[tuple[str, str]]:
+    """Return the C modules that the hot modules import at their top, each with its file, or "" for a built-in one."""
+    wanted = {
+        alias.name
+        for _, file in hot_modules()
+        for node in _lean(file).body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    specs = [importlib.util.find_spec(name) for name in sorted(wanted) if not name.startswith("rootless")]
+    return [
+        (spec.name, "" if spec.origin == "built-in" else str(spec.origin))
+        for spec in specs
+        if spec and (spec.origin == "built-in" or isinstance(spec.loader, ExtensionFileLoader))
+    ]
+
+
+def path() -> str:
+    """Return where the bundle for this interpreter is."""
+    return f"{paths.PACKAGE}/__pycache__/bundle.{sys.implementation.cache_tag}"
+
+
+def write() -> bool:
+    """Make the bundle where the interpreter would write compiled modules; return whether it is there now.
+
+    Never raises for a folder that cannot be written: the modules do as well. Of several that are at it at once, one
+    does the work. Killed at any moment, it leaves no half a bundle.
+    """
+    if sys.dont_write_bytecode:
+        return False
+    try:
+        os.makedirs(os.path.dirname(path()), exist_ok=True)
+        new = os.open(path() + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(new), os.stat(path() + ".new")):
+            return False  # another's, finished a moment ago
+        os.truncate(new, 0)
+        os.write(new, make())
+        os.fchmod(new, os.stat(__file__).st_mode & 0o666)  # whoever may read the source
+        os.rename(path() + ".new", path())
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(new)
+
+
+if __name__ == "__main__":  # for who installs for others: they could not write it
+    sys.exit(0 if write() else 1)

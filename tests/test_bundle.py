@@ -1,0 +1,282 @@
+"""The bundle of the hot modules: a launch reads it and nothing else of ours, and it never stands in the way."""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import needs
+import pytest
+from hypothesis import given
+
+from rootless import bundle, lean_os
+
+NAMES = st.text(alphabet="./ab\0\udcff", max_size=12)
+
+
+class Installation:
+    """A copy of the package of the tests' own."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(needs.CHECKOUT / "rootless", folder / "rootless", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(needs.CHECKOUT / "helpers", folder / "helpers")  # the filter's table
+        self.package = folder / "rootless"
+        self.cache = self.package / "__pycache__"
+        self.file = self.cache / f"bundle.{sys.implementation.cache_tag}"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        main, (options, words) = str(self.package / "__main__.py"), split(arguments)
+        command = [sys.executable, "-I", "-S", "-E", *options, main, *words]
+        env = {"PATH": "/usr/bin:/bin", "SBX_HOME": str(self.package.parent / "home"), "HOME": "/"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        with self.start(*arguments) as process:
+            stdout, stderr = process.communicate(timeout=60)
+        return process.returncode, stdout, stderr
+
+    def hide_modules(self) -> None:
+        """Make every module but the entry unreadable; times and sizes stay what they are."""
+        for path in [*self.package.rglob("*.py"), *self.package.rglob("*.pyc")]:
+            if path.name != "__main__.py":
+                path.chmod(0)
+
+
+def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the interpreter's options and the command's words."""
+    options = [word for word in arguments if word in ("-v", "-B")]
+    return options, [word for word in arguments if word not in options]
+
+
+#: A launch without a kernel: the plan of one, on the host's own files.
+PLAN = ("run", "--dry-run", "--name", "plan", "--idmap", "single", "--net", "none", "host", "true")
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Installation]:
+    made = Installation(tmp_path)
+    yield made
+    for path in made.package.rglob("*.py"):
+        path.chmod(0o644)
+
+
+@pytest.fixture
+def bundled(installation: Installation) -> Installation:
+    """One that has been used once."""
+    installation("--version")
+    installation(*PLAN)
+    assert installation.file.exists()
+    return installation
+
+
+def test_the_first_use_makes_it_and_the_next_needs_no_module(installation: Installation) -> None:
+    installation.cache.mkdir()
+    first = installation(*PLAN)
+    assert first[0] == 0, first
+    assert installation.file.stat().st_mode & 0o777 == (installation.package / "bundle.py").stat().st_mode & 0o666
+    installation.hide_modules()
+    again = installation(*PLAN)
+    assert again == first
+
+
+def test_a_changed_module_counts_at_once(bundled: Installation) -> None:
+    entry = bundled.package / "entry.py"
+    before = bundled.file.stat().st_ino
+    entry.write_text(entry.read_text().replace("argv = sys.argv[1:]", "argv = sys.argv[1:]; print('changed')"))
+    for _ in range(2):  # from the module, then from the new bundle
+        status, stdout, _ = bundled(*PLAN)
+        assert status == 0
+        assert stdout.startswith("changed\n")
+    assert bundled.file.stat().st_ino != before
+
+
+def test_a_change_of_the_same_size_counts_too(bundled: Installation) -> None:
+    entry = bundled.package / "entry.py"
+    entry.write_text(entry.read_text().replace('"run": "run"', '"ran": "run"'))
+    assert bundled(*PLAN)[0] == 0  # by the slow way
+    os.utime(entry, ns=(1, 1))
+    assert bundled(*PLAN)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(9), b"no bundle at all", b"00000001N", b"00000009", b"00000005[\1\0\0\0", b"-0000001("]
+)
+def test_what_is_no_bundle_is_replaced(bundled: Installation, content: bytes) -> None:
+    good = bundled.file.read_bytes()
+    bundled.file.write_bytes(content)
+    status, _, stderr = bundled(*PLAN)
+    assert (status, stderr) == (0, "")
+    assert len(bundled.file.read_bytes()) == len(good)
+
+
+def test_a_truncated_bundle_is_replaced(bundled: Installation) -> None:
+    good = bundled.file.read_bytes()
+    for length in range(1, len(good), len(good) // 7):
+        bundled.file.write_bytes(good[:length])
+        status, _, stderr = bundled(*PLAN)
+        assert (status, stderr) == (0, "")
+        assert len(bundled.file.read_bytes()) == len(good)
+
+
+def test_without_a_place_to_write_to_the_modules_do(installation: Installation) -> None:
+    installation.cache.mkdir()
+    installation.cache.chmod(0o555)
+    try:
+        status, _, stderr = installation(*PLAN)
+        assert (status, stderr) == (0, "")
+        assert not list(installation.cache.iterdir())
+    finally:
+        installation.cache.chmod(0o755)
+
+
+def test_who_asks_for_no_compiled_modules_gets_none(installation: Installation) -> None:
+    installation.cache.mkdir()
+    assert installation("-B", *PLAN)[0] == 0
+    assert not installation.file.exists()
+
+
+def test_of_many_at_once_one_makes_it(installation: Installation) -> None:
+    installation.cache.mkdir()
+    running = [installation.start(*PLAN) for _ in range(8)]
+    outcomes = [(process.communicate(timeout=60), process.returncode) for process in running]
+    assert {status for _, status in outcomes} == {0}
+    assert {stderr for (_, stderr), _ in outcomes} == {""}
+    assert not list(installation.cache.glob("*.new"))
+    installation.hide_modules()
+    assert installation(*PLAN)[0] == 0
+
+
+def test_killed_at_any_moment_it_leaves_none_or_a_whole_one(installation: Installation) -> None:
+    installation("-B", "--version")  # warms the files, so that the moments fall into the work
+    installation.cache.mkdir(exist_ok=True)
+    pause = random.Random(1)
+    for _ in range(12):
+        installation.file.unlink(missing_ok=True)
+        process = installation.start(*PLAN)
+        time.sleep(pause.uniform(0.02, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if installation.file.exists():
+            assert len(installation.file.read_bytes()) > 100_000
+    assert installation(*PLAN)[0] == 0
+    assert installation.file.exists()
+    assert not list(installation.cache.glob("*.new"))
+
+
+@needs.userns
+@needs.program("strace")
+def test_a_launch_opens_no_module_and_imports_no_os(bundled: Installation, tmp_path: Path) -> None:
+    arguments = ("run", "--idmap", "single", "--net", "none", "host", "true")
+    assert bundled(*arguments)[0] == 0  # compiles the filter
+    status, _, stderr = bundled("-v", *arguments)
+    assert status == 0
+    assert "import 'marshal'" in stderr or "import 'time'" in stderr  # it does tell
+    loaded = [line.split()[1] for line in stderr.splitlines() if line.startswith("import ")]
+    assert not {"'os'", "'posixpath'", "'_collections_abc'"} & set(loaded), loaded
+    assert not [name for name in loaded if "rootless" in name]
+
+
+def test_a_traceback_has_its_lines(bundled: Installation) -> None:
+    """SBX_DEBUG shows where an error was raised."""
+    main, env = str(bundled.package / "__main__.py"), {"PATH": "/usr/bin:/bin", "SBX_DEBUG": "1", "HOME": "/"}
+    command = [sys.executable, "-I", "-S", "-E", main, "run", "--rootfs", "/nowhere", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 125
+    assert 'raise SbxError("rootfs-missing"' in done.stderr
+
+
+def test_a_slow_command_finds_the_modules_that_are_in_no_bundle(bundled: Installation) -> None:
+    status, stdout, _ = bundled("--help")
+    assert status == 0
+    assert "run" in stdout
+
+
+# ── lean_os ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def uses_of_os(file: str) -> Iterator[str]:
+    """Yield the names below `os` that a module uses: open, path.isdir."""
+    for node in ast.walk(ast.parse(Path(file).read_text())):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text.startswith("os.") and text.replace(".", "").isidentifier():
+                yield text.removeprefix("os.")
+
+
+@pytest.mark.parametrize(("module", "file"), bundle.hot_modules())
+def test_lean_os_has_what_the_hot_modules_use(module: str, file: str) -> None:
+    for use in uses_of_os(file):
+        here, there = lean_os, os
+        for name in use.split("."):
+            if name == "unshare" and not hasattr(os, name):
+                break  # Python 3.12's; syscalls.py looks before it calls
+            here, there = getattr(here, name), getattr(there, name)
+
+
+def test_every_hot_module_is_in_the_table() -> None:
+    names = [name for name, _ in bundle.hot_modules()]
+    assert {"rootless", "rootless.entry", "rootless.launch", "rootless.plan", "rootless.lean_os"} <= set(names)
+    assert "rootless.cli" not in names
+    assert names.index("rootless.errors") < names.index("rootless.paths") < names.index("rootless.launch")
+
+
+@pytest.mark.parametrize("name", ["dirname", "basename", "normpath", "abspath"])
+@given(text=NAMES)
+def test_paths_are_what_os_path_says(name: str, text: str) -> None:
+    assert getattr(lean_os.path, name)(text) == getattr(os.path, name)(text)
+
+
+@given(one=NAMES, other=NAMES)
+def test_paths_of_two_are_what_os_path_says(one: str, other: str) -> None:
+    assert lean_os.path.join(one, other) == os.path.join(one, other)
+    if one:
+        assert lean_os.path.relpath("/" + one, "/" + other) == os.path.relpath("/" + one, "/" + other)
+
+
+@pytest.mark.parametrize("name", ["exists", "isdir", "islink", "realpath"])
+def test_looks_are_what_os_path_says(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for each in (
+        "file",
+        "folder",
+        "link",
+        "dangling",
+        "nothing",
+        "file/below",
+        "x" * 300,
+        "link/..",
+        "dangling/x",
+        "link/no/no",
+        "a/../b",
+    ):
+        text = f"{tmp_path}/{each}"
+        assert getattr(lean_os.path, name)(text) == getattr(os.path, name)(text), each
+
+
+@given(raw=st.binary(max_size=20))
+def test_names_in_any_bytes_survive(raw: bytes) -> None:
+    assert lean_os.fsdecode(raw) == os.fsdecode(raw)
+    assert lean_os.fsencode(os.fsdecode(raw)) == raw
+    assert lean_os.fsencode(raw) == raw
+
+
+def test_the_environment_is_what_we_were_started_with() -> None:
+    code = (
+        "from rootless import lean_os as os; e = os.environ;"
+        "print(e.get('A'), e.get('B'), e.get('B', 'c'), 'A' in e, 'B' in e, ascii(e['X']))"
+    )
+    env = {b"A": b"a", b"X": b"\xff", b"PYTHONPATH": os.fsencode(needs.CHECKOUT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "a None c True False '\\udcff'\n", done.stderr
