@@ -119,7 +119,7 @@ def pack(program: Program) -> Program:
     tree: Node | int = _decide(program, {ARCHITECTURE: _untested(program)}, [0])
     for architecture in _constants(program, ARCHITECTURE):
         tree = Node(Word(ARCHITECTURE, _ALL), EQUAL, architecture, _by_number(program, architecture), tree)
-    packed = _assemble(tree)
+    packed = assemble(tree)
     if len(packed) > len(program):
         raise ValueError("the program is small already")
     return packed
@@ -290,7 +290,7 @@ class _Assembler:
         return place
 
 
-def _assemble(tree: Node | int) -> Program:
+def assemble(tree: Node | int) -> Program:
     """Return the instructions of `tree`."""
     assembler = _Assembler()
     assembler.put(tree, None)

@@ -242,7 +242,7 @@ def _command(spec: SandboxSpec, terminal: OpenTerminal | None, entering: bool = 
         p.BoundCapabilities(spec.capabilities),
         p.SwitchUser(spec.user, spec.group, spec.env, terminal is not None),
     ]
-    steps += _landlock(spec, entering)
+    steps += [*_landlock(spec, entering), *network.hold_sockets(spec)]
     steps += [p.SetCapabilities(spec.capabilities), x.ArmDeathSignal()]
     steps += [p.OrdinarySignals(), p.CloseDescriptors(spec.pass_fds)]
     steps += filtered if spec.no_new_privileges else []

@@ -176,7 +176,7 @@ def _landlock(wanted: SandboxSpec) -> dict[str, Any]:
         files, scoped = confinement(wanted, entering)
         held = ["files"] if files and version >= 2 else []
         held += [scope for scope in scoped if version >= 6]
-        held += ["ports"] if scoped and wanted.network.tcp_ports else []
+        held += ["TCP ports (UDP is open)"] if scoped and wanted.network.tcp_ports else []
         words = f"version {version}: {', '.join(held) or 'nothing'}"
         rows[name] = _row("Landlock, by its step's success", wanted.landlock, words, files and version >= 2)
     return rows

@@ -68,6 +68,7 @@ def wanted(request: Request) -> tuple[Network, str]:
         from rootless.network import host
 
         network.tcp_ports = host.ports(request.net_allow)
+        notice = host.OPEN
     elif request.net_allow or request.net_learn or request.net_log:
         from rootless.network import guarded
 
@@ -191,6 +192,15 @@ def inside(spec: SandboxSpec) -> list[Step]:
     from rootless.network import ipv6
 
     return [ipv6.Configure(names.INTERFACE, names.OWN6, names.GATEWAY6)]
+
+
+def hold_sockets(spec: SandboxSpec) -> list[Step]:
+    """Return the command's steps about its sockets, which need no_new_privs."""
+    if not spec.network.tcp_ports:
+        return []
+    from rootless.network import sockets
+
+    return [sockets.HoldSockets()]
 
 
 def sysctls(network: Network) -> dict[str, str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from rootless import syscalls
 from rootless.errors import SbxError, printable
 
+#: What the user has to know
+OPEN = "with --net host, --net-allow holds TCP alone: UDP is open"
 _HINT = "with --net host only TCP ports can be allowed, of any host: --net-allow '*:443'; or use --net slirp4netns"
 
 
 def ports(texts: list[str]) -> list[tuple[int, int]]:
     """Return the first and last port of each ``*:PORT[-PORT]``. Raises SbxError ``network-conflict``.
 
-    UDP stays open: landlock(7) has no rule for it.
+    UDP stays open, since names are asked for by it and landlock(7) has no rule for it; what else there is besides TCP
+    is refused (sockets.py).
     """
     found = []
     for text in texts:
