@@ -258,8 +258,10 @@ def test_a_guarded_member(world: World, way_out: str) -> None:
     """It reaches what is allowed, members by name among that, and nothing else; others are as free as ever."""
     log = world.folder / "log"
     every = "; ".join(map(get, ("good.example 80", "203.0.113.9 443", "db 80", "web 80")))
+    # nor is anybody asked but by the guard
+    around = "; ".join(f"nslookup other.example {server}" for server in ("10.93.0.1", "10.93.0.3", "127.0.0.1"))
     script = f"""
-        sbx network create out --net {way_out} >/dev/null
+        sbx network create out --net {way_out} --subnet 10.93.0.0/24 >/dev/null
         mkfifo {world.folder}/up
         for name in db web; do
             run out --name $name -v {world.folder}:/f $image sh -c \\
@@ -267,7 +269,7 @@ def test_a_guarded_member(world: World, way_out: str) -> None:
             read line <{world.folder}/up
         done
         run out --net-allow good.example:80 --net-allow db:80 --net-log {log} $image sh -c \\
-            '{every}; {get("db 81")}; nslookup web >&2; true'
+            '{every}; {get("db 81")}; nslookup web >&2; {{ {around}; }} >&2; true'
         run out $image sh -c '{every}'
         sbx stop db web >/dev/null; wait
     """
@@ -275,9 +277,10 @@ def test_a_guarded_member(world: World, way_out: str) -> None:
     assert done.stdout.splitlines() == [
         "198.51.100.1 80", "db",
         "198.51.100.1 80", "203.0.113.9 443", "db", "web",
-    ]  # fmt: skip
+    ], done  # fmt: skip
     for refused in ("203.0.113.9:443", "db:81", "web"):
         assert f"sbx: refused {refused}" in done.stderr
+    assert "Address: 203.0.113.9" not in done.stderr
     records = [json.loads(line) for line in log.read_text().splitlines()]
     asked = {record["name"]: record["allowed"] for record in records if record["event"] == "ask"}
     assert asked == {"good.example": True, "db": True, "web": False}
@@ -289,7 +292,7 @@ def test_a_guarded_member_learns(world: World, way_out: str) -> None:
         run out --net-learn $image sh -c '{get("good.example 80")}; {get("nonesuch 80")}'
     """
     done = world(script)
-    assert done.stdout == "198.51.100.1 80\n"
+    assert done.stdout == "198.51.100.1 80\n", done
     assert "sbx: the sandbox reached:\n  --net-allow good.example:80\n" in done.stderr
 
 

@@ -15,7 +15,7 @@ import needs
 import pytest
 from conftest import Sbx
 from launching import children, eventually, is_gone, shell_status, tree
-from test_network import USER_MODE, fake
+from test_network import USER_MODE, fake, helpers, running
 
 pytestmark = [needs.userns, needs.busybox]
 #: sbx that has less patience
@@ -64,6 +64,23 @@ def test_patience_ends(sbx: Sbx, rootfs: Path, tmp_path: Path, backend: str) -> 
     assert done.returncode == 125
     assert done.stderr.startswith(f"sbx: wait for {backend}: not a word in 1 seconds\nhint: ")
     eventually(lambda: is_gone(int((tmp_path / "number").read_text())), "the helper program has ended")
+
+
+@needs.program("slirp4netns")
+@needs.tun
+def test_a_helper_that_stops_answering(sbx: Sbx, rootfs: Path) -> None:
+    before = helpers("slirp4netns")
+    with running(sbx, rootfs, "--net", "slirp4netns", "--name", "stopped"):
+        (helper,) = helpers("slirp4netns") - before
+        os.kill(helper, signal.SIGSTOP)
+        code = "from rootless import __main__; from rootless.network import ports; ports._ANSWER = 0.5; __main__.main()"
+        words = [sys.executable, "-c", code, "port", "stopped", "--add", "0:80"]
+        done = subprocess.run(words, env=sbx.env, cwd=needs.CHECKOUT, capture_output=True, text=True, timeout=20)
+        os.kill(helper, signal.SIGCONT)
+    assert (done.returncode, done.stderr) == (
+        125,
+        "sbx: publish ports: slirp4netns does not answer\nhint: is it stopped?\n",
+    )
 
 
 @needs.program("slirp4netns")

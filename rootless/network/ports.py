@@ -129,7 +129,7 @@ def refusal(port: Port, errno: int) -> SbxError:
 def ask(folder: str, socket: str, request: str) -> str:
     """Send one request to the control socket in `folder` and return the answer.
 
-    Raises OSError where nobody listens, and TimeoutError where nobody answers.
+    Raises OSError where nobody listens, and SbxError ``port-failed`` where nobody answers.
     """
     import _socket
 
@@ -141,6 +141,8 @@ def ask(folder: str, socket: str, request: str) -> str:
         client.send(request.encode())
         client.shutdown(_socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b"")).decode("utf-8", "replace")
+    except TimeoutError:
+        raise SbxError("port-failed", f"publish ports: {socket} does not answer", "is it stopped?") from None
     finally:
         client.close()
         os.close(above)

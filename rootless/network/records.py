@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET = "keeper"
-_PATIENCE = 10.0  #: seconds for a keeper's answer
+_PATIENCE = 3.0  #: seconds for a keeper's answer; who asks a resolver for a name tries again after five
 _RESERVED = ("auto", "none", "host", "slirp4netns", "pasta", "bridge", "default", "sandbox", "private")
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 

@@ -130,7 +130,10 @@ class Resolver:
             asked = dns.question(query)
         except ValueError:
             return dns.reply(query.ljust(12, b"\0"), None, dns.FORMAT_ERROR)
-        return self._answer_question(query, asked)
+        try:
+            return self._answer_question(query, asked)
+        except OSError:  # of ours: no descriptor left, or nobody left in the sandbox's net namespace
+            return dns.reply(query, asked, dns.SERVER_FAILURE)
 
     def _answer_question(self, query: bytes, asked: dns.Question) -> bytes:
         return dns.ask(query, asked, self.upstream()) or dns.reply(query, asked, dns.SERVER_FAILURE)

@@ -15,6 +15,8 @@ from typing import Any
 from rootless import syscalls
 from rootless.network import resident
 
+_PATIENCE = 30.0  #: seconds for a program
+
 
 class Within:
     """The process, made by fork: the caller must still have one thread."""
@@ -121,7 +123,10 @@ def _listen(protocol: str, where: str) -> socket.socket:
 
 
 def _run(program: str, script: str) -> str:
-    done = subprocess.run([program, "-f", "-"], input=script, capture_output=True, text=True, timeout=30)
+    try:
+        done = subprocess.run([program, "-f", "-"], input=script, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {_PATIENCE:.0f} seconds"
     return "" if done.returncode == 0 else done.stderr.strip() or f"exit status {done.returncode}"
 
 

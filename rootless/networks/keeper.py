@@ -150,7 +150,8 @@ class Keeper:
         self._next = 0
         self._own = str(self._subnet[wayout.OWN])
         with IPRoute() as route:
-            route.link("add", ifname=BRIDGE, kind="bridge")
+            # An address that is set stays; the bridge's own would change with its ports, and nobody would be told
+            route.link("add", ifname=BRIDGE, kind="bridge", address=f"02:{os.urandom(5).hex(':')}")
             self._bridge = route.link_lookup(ifname=BRIDGE)[0]
             route.link("set", index=self._bridge, state="up", mtu=_MTU)
             route.addr("add", index=self._bridge, address=self._own, prefixlen=self._subnet.prefixlen)
