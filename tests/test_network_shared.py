@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import needs
@@ -63,6 +64,18 @@ def test_members_find_each_other_by_name(sbx: Sbx, rootfs: Path, network: str, w
     assert "default via 10.89." in said
     assert "mtu 65520" in sbx.ok("run", "--net", network, "--rootfs", rootfs, "ip", "link", "show", "eth0")
     assert "NXDOMAIN" in said
+
+
+def test_the_bridge_stays_who_it_is(sbx: Sbx, rootfs: Path, network: str) -> None:
+    """Whoever joins: a bridge takes its lowest port's address, and members would go on sending to the old one."""
+    look = "nslookup nobody >/dev/null 2>&1; ip neigh | grep '\\.1 dev eth0' | cut -d' ' -f5"
+    seen = []
+    with ExitStack() as stack:
+        for name in (f"member{number}" for number in range(12)):
+            stack.enter_context(running(sbx, rootfs, "--net", network, "--name", name))
+            seen.append(sbx.ok("exec", name, "sh", "-c", look))
+    assert seen[0].count(":") == 5
+    assert set(seen) == {seen[0]}
 
 
 def test_addresses_do_not_collide_and_are_given_again(sbx: Sbx, rootfs: Path, network: str) -> None:
