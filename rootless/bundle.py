@@ -105,8 +105,8 @@ def _file(name: str) -> str:
 def make() -> bytes:
     """Return the bundle: the code of unbundle.py, a table, and the code of each module in the table's order.
 
-    In front of the first two stand eight digits that say how long they are. The table has the sources (path below the
-    package, mtime, size), the C modules that are needed, each with its file, and the modules: name, path, whether it is
+    In front of the first two stand eight digits that say how long they are. The table has the interpreter's version and
+    build, the sources (path below the package, mtime, size), the C modules that are needed, each with its file, and the modules: name, path, whether it is
     a package itself, length of the code. All is marshalled.
     """
     names = hot_modules()
@@ -119,7 +119,7 @@ def make() -> bytes:
         for (name, file), code in zip(names, codes, strict=True)
     ]
     head = marshal.dumps(compiled(loader))
-    table = marshal.dumps((sources, _foreign_modules(), modules))
+    table = marshal.dumps((sys.version, sources, _foreign_modules(), modules))
     return b"".join([b"%08d" % len(head), head, b"%08d" % len(table), table, *codes])
 
 

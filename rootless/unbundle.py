@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 def load(package: str, file: FileIO) -> bool:
     """Load the modules of the package at the absolute path `package` from `file`, which is closed, and return True.
 
-    False when one of their sources has changed since the bundle was made, or when it is none; then nothing was loaded.
+    False when one of their sources has changed since the bundle was made, when another build of the interpreter made it
+    (its C modules are not ours), or when it is none; then nothing was loaded.
     """
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     try:
         with file:
-            sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
+            made_by, sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
+            if made_by != sys.version:
+                return False
             for path, mtime, size in sources:
                 found = stat(package + path)
                 if found.st_mtime_ns != mtime or found.st_size != size:

@@ -118,6 +118,16 @@ def test_what_is_no_bundle_is_replaced(bundled: Installation, content: bytes) ->
     assert len(bundled.file.read_bytes()) == len(good)
 
 
+def test_another_build_of_the_interpreter_makes_its_own(bundled: Installation) -> None:
+    """Of the same version: the tag in the file's name does not tell them apart, and a C module is one build's."""
+    made = bundled.file.read_bytes()
+    assert made.count(sys.version.encode()) == 1
+    bundled.file.write_bytes(made.replace(sys.version.encode(), b"3.11 of another".ljust(len(sys.version))))
+    assert bundled(*PLAN)[0] == 0
+    assert len(bundled.file.read_bytes()) == len(made)
+    assert bundled.file.read_bytes().count(sys.version.encode()) == 1
+
+
 def test_a_truncated_bundle_is_replaced(bundled: Installation) -> None:
     good = bundled.file.read_bytes()
     for length in range(1, len(good), len(good) // 7):
