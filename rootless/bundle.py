@@ -106,8 +106,8 @@ def make() -> bytes:
     """Return the bundle: the code of unbundle.py, a table, and the code of each module in the table's order.
 
     In front of the first two stand eight digits that say how long they are. The table has the interpreter's version and
-    build, the sources (path below the package, mtime, size), the C modules that are needed, each with its file, and the modules: name, path, whether it is
-    a package itself, length of the code. All is marshalled.
+    build, the sources (path below the package, mtime, size), the C modules that are needed, each with its file, and the
+    modules: name, path, whether it is a package itself, length of the code. All is marshalled.
     """
     names = hot_modules()
     loader, entry = _file("rootless.unbundle"), _file("rootless.__main__")
