@@ -77,7 +77,8 @@ def main() -> int:
     for address in ADDRESSES:
         subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
     with open(sys.argv[1], "w") as stream:
-        stream.write("nameserver 127.0.0.1\n")
+        # On a busy machine an answer may take longer than the five seconds that are usual
+        stream.write("options timeout:20\nnameserver 127.0.0.1\n")
     subprocess.run(["mount", "--bind", sys.argv[1], os.path.realpath("/etc/resolv.conf")], check=True)
     mute = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     mute.bind((MUTE, 53))

@@ -60,7 +60,8 @@ class Guard(resolver.Resolver):
         self._shared: dict[str, Any] = settings["shared"]
         self._ours = {*names.OURS, self._shared.get("host", "")}
         self._subnets = [ipaddress.ip_network(self._shared["subnet"]), _UNIQUE_LOCAL] if self._shared else []
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is counted
+        self._pinning = threading.Lock()  # nft takes its time; who is refused need not wait for it
         self._pinned: dict[tuple[str, str], float] = {}
         self._names: dict[str, str] = {}
         self._refused: dict[str, int] = {}
@@ -126,7 +127,7 @@ class Guard(resolver.Resolver):
         A member's address may soon be somebody else's, so it is not allowed for longer than it was given for.
         """
         seconds = answer.seconds if trusted else max(answer.seconds, _SHORTEST)
-        with self._lock:
+        with self._pinning:
             self._names.update(dict.fromkeys(answer.addresses, name))
             end = time.monotonic() + seconds
             fresh = [
