@@ -128,11 +128,9 @@ class Sandbox:
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _converse(self, started: Callable[[Sandbox], None] | None) -> None:
-        """Hold the conversation drawn above, up to the end of file."""
-        said = b""
-        while data := self._listen():
-            said += data
+    def _converse(self, started: Callable[[Sandbox], None] | None, said: bytes) -> None:
+        """Hold the conversation drawn above, up to the end of file; `said` is what the child need not say any more."""
+        while True:
             while not said.startswith(b"failed\0") and b"\n" in said:
                 line, _, said = said.partition(b"\n")
                 try:
@@ -142,6 +140,9 @@ class Sandbox:
                     said += self._last_words()
                     if not said.startswith(b"failed\0"):
                         raise
+            if not (data := self._listen()):
+                break
+            said += data
         if said:
             raise self._failure(said)
         if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
@@ -169,11 +170,6 @@ class Sandbox:
             if started:
                 started(self)
             self._do(self._plan.attach, self.pid)
-        os.write(self._go, b".")
-
-    def _prepare(self) -> None:
-        """Give a child that was born ready its first go."""
-        self._do(self._plan.before_go, self._supervisor)
         os.write(self._go, b".")
 
     def _last_words(self) -> bytes:
@@ -461,9 +457,7 @@ def start(
             os.close(fd)
     sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals)
     try:
-        if born:
-            sandbox._prepare()
-        sandbox._converse(started)
+        sandbox._converse(started, b"ready\n" if born else b"")
     except BaseException:
         sandbox.end()
         raise

@@ -79,6 +79,25 @@ def test_the_first_step_fails(sbx: Sbx) -> None:
     assert "sbx: create namespaces user: " in result.stderr
 
 
+def test_a_child_that_fails_while_its_maps_are_written_says_why(sbx: Sbx) -> None:
+    """The parent does not wait for it to be ready; here it cannot tell its steps, to a full disk."""
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from rootless import errors, idmap, parent, plan
+try:
+    parent.start(plan.for_call(idmap.for_caller("auto")[0], print, None, False), trace=True)
+except errors.SbxError as error:
+    print(error.message)
+"""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(needs.CHECKOUT)],
+            env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.stdout == "create namespaces user: No space left on device\n"
+
+
 def test_every_step_has_its_test(sbx: Sbx, image: str, rootfs: Path) -> None:
     """The plan itself says what there is: a new step needs a row."""
     code = """
