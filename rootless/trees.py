@@ -16,6 +16,7 @@ from rootless.errors import SbxError
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACCESS = 0o700
 _DEPTH = 12  #: levels that are descended into
+_TURNS = 100  #: how often a folder may have something in it again, which others at the same work have moved there
 
 
 def remove(name: str | bytes, dir_fd: int | None = None) -> None:
@@ -26,9 +27,11 @@ def remove(name: str | bytes, dir_fd: int | None = None) -> None:
     resists (a mount point, an immutable file); then whatever could be removed is gone.
     """
     try:
-        if not _remove_leaf(name, dir_fd):
+        for turn in range(_TURNS):
+            if _remove_leaf(name, dir_fd, is_folder=turn > 0):
+                return
             empty(name, dir_fd)
-            os.rmdir(name, dir_fd=dir_fd)
+        os.rmdir(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -50,6 +53,7 @@ def empty(name: str | bytes, dir_fd: int | None = None) -> None:
 def _empty(top: int) -> None:
     """Remove everything in the open folder `top`. Each round removes _DEPTH levels of each tree in it."""
     fresh = 0
+    turns = _TURNS
     while True:
         entries = _entries(top)
         resisting: OSError | None = None
@@ -65,7 +69,9 @@ def _empty(top: int) -> None:
             except OSError as error:
                 resisting = error
         if resisting and not progress:
-            raise resisting
+            if resisting.errno != errno.ENOTEMPTY or not turns:
+                raise resisting
+            turns -= 1
         if not entries:
             return
 
