@@ -114,6 +114,14 @@ def script(rules: list[Rule], everything: bool) -> str:
         f'  chain allowed {{ log prefix "{ALLOWED}" group {LOG_GROUP}',
         "    accept",
         "  }",
+        # The resolver's questions and answers are accepted as they are: nothing has to be kept about them, nor can an
+        # answer be lost over that
+        "  chain local_out { type filter hook output priority raw",
+        '    oif "lo" notrack',
+        "  }",
+        "  chain local_in { type filter hook prerouting priority raw",
+        '    iif "lo" notrack',
+        "  }",
         "  chain output {",
         "    type filter hook output priority 0; policy drop;",
         '    oif "lo" accept',
