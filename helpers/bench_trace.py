@@ -66,6 +66,7 @@ def _wrap_step(kind: Any, before: Callable[[Any], None]) -> None:
 
 stamp("interpreter", STARTED)
 with open(f"{CHECKOUT}/rootless/__pycache__/bundle.{sys.implementation.cache_tag}", "rb", 0) as file:
+    file.seek(4)
     exec(marshal.loads(file.read(int(file.read(8)))))  # as __main__ does
     load(f"{CHECKOUT}/rootless", file)  # type: ignore[name-defined]  # noqa: F821
 stamp("the bundle")

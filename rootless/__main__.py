@@ -29,6 +29,7 @@ def main() -> None:
 def load_bundle(package: str) -> bool:
     """Load the hot modules from their bundle, if that is possible: see bundle.py and unbundle.py."""
     import marshal
+    from _frozen_importlib_external import MAGIC_NUMBER
 
     sys.path.insert(0, package.rpartition("/")[0])
     if sys._xoptions:  # such as importtime: somebody wants to see the modules
@@ -36,6 +37,8 @@ def load_bundle(package: str) -> bool:
     scope = {}  # type: ignore[var-annotated]
     try:
         file = open(f"{package}/__pycache__/bundle.{sys.implementation.cache_tag}", "rb", 0)
+        if file.read(4) != MAGIC_NUMBER:  # the cache tag of interpreters that were no release does not tell them apart
+            return False
         exec(marshal.loads(file.read(int(file.read(8)))), scope)
     except (OSError, ValueError, TypeError, EOFError):
         return False

@@ -12,6 +12,7 @@ time and size of every source are what they were when it was made. ``__main__`` 
 from __future__ import annotations
 
 import ast
+import errno
 import fcntl
 import importlib.util
 import marshal
@@ -19,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ExtensionFileLoader
+from importlib.util import MAGIC_NUMBER
 from types import CodeType
 
 from rootless import paths
@@ -105,22 +107,24 @@ def _file(name: str) -> str:
 def make() -> bytes:
     """Return the bundle: the code of unbundle.py, a table, and the code of each module in the table's order.
 
-    In front of the first two stand eight digits that say how long they are. The table has the interpreter's version and
-    build, the sources (path below the package, mtime, size), the C modules that are needed, each with its file, and the
-    modules: name, path, whether it is a package itself, length of the code. All is marshalled.
+    In front of all stands the number of the interpreter's bytecode, and in front of the first two eight digits that say
+    how long they are. The table has the sources (path below the package, mtime, size), the C modules that are needed,
+    each with its file, and the modules: name, path, whether it is a package itself, length of the code. All is
+    marshalled.
     """
     names = hot_modules()
-    loader, entry = _file("rootless.unbundle"), _file("rootless.__main__")
+    loader = _file("rootless.unbundle")
+    others = [loader, _file("rootless.__main__"), _file("rootless.bundle")]
     # before they are read: what changes meanwhile makes the bundle stale, not wrong
-    sources = [_source(file) for file in (loader, entry, *(file for _, file in names))]
+    sources = [_source(file) for file in (*others, *(file for _, file in names))]
     codes = [marshal.dumps(compiled(file)) for _, file in names]
     modules = [
         (name, _path(file), file.endswith("/__init__.py"), len(code))
         for (name, file), code in zip(names, codes, strict=True)
     ]
     head = marshal.dumps(compiled(loader))
-    table = marshal.dumps((sys.version, sources, _foreign_modules(), modules))
-    return b"".join([b"%08d" % len(head), head, b"%08d" % len(table), table, *codes])
+    table = marshal.dumps((sources, _foreign_modules(), modules))
+    return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, *codes])
 
 
 def _source(file: str) -> tuple[str, int, int]:
@@ -157,8 +161,8 @@ def path() -> str:
 def write() -> bool:
     """Make the bundle where the interpreter would write compiled modules; return whether it is there now.
 
-    Never raises for a folder that cannot be written: the modules do as well. Of several that are at it at once, one
-    does the work. Killed at any moment, it leaves no half a bundle.
+    Never raises for a folder that cannot be written, or a full disk: the modules do as well. Of several that are at it
+    at once, one does the work. Killed at any moment, it leaves no half a bundle.
     """
     if sys.dont_write_bytecode:
         return False
@@ -171,15 +175,26 @@ def write() -> bool:
         fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(new), os.stat(path() + ".new")):
             return False  # another's, finished a moment ago
-        os.truncate(new, 0)
-        os.write(new, make())
-        os.fchmod(new, os.stat(__file__).st_mode & 0o666)  # whoever may read the source
-        os.rename(path() + ".new", path())
+        _finish(new)
         return True
     except OSError:
         return False
     finally:
         os.close(new)
+
+
+def _finish(new: int) -> None:
+    """Write the bundle to the open file `new`, and give that its name; on failure it is removed."""
+    try:
+        content = make()
+        os.truncate(new, 0)
+        if os.write(new, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fchmod(new, os.stat(__file__).st_mode & 0o666)  # whoever may read the source
+        os.rename(path() + ".new", path())
+    except BaseException:
+        os.unlink(path() + ".new")
+        raise
 
 
 if __name__ == "__main__":  # for who installs for others: they could not write it

@@ -66,7 +66,8 @@ def _find_hint(error: errors.SbxError, errno: int) -> str:
 def end(status: int, bundled: bool = True) -> None:
     """End the process with `status`, by the short way: nothing is left to be torn down, which saves a millisecond.
 
-    Where the modules did not come from their bundle, it is made for the next time.
+    Where the modules did not come from their bundle, it is made for the next time. Whatever comes of that, even of
+    sources that were replaced meanwhile, the status is the command's.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -79,6 +80,6 @@ def end(status: int, bundled: bool = True) -> None:
             from rootless import bundle
 
             bundle.write()
-        except KeyboardInterrupt:
+        except (Exception, KeyboardInterrupt):
             pass
     os._exit(status)

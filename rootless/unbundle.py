@@ -22,15 +22,12 @@ if TYPE_CHECKING:
 def load(package: str, file: FileIO) -> bool:
     """Load the modules of the package at the absolute path `package` from `file`, which is closed, and return True.
 
-    False when one of their sources has changed since the bundle was made, when another build of the interpreter made it
-    (its C modules are not ours), or when it is none; then nothing was loaded.
+    False when one of their sources has changed since the bundle was made, or when it is none; then nothing was loaded.
     """
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     try:
         with file:
-            made_by, sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
-            if made_by != sys.version:
-                return False
+            sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
             for path, mtime, size in sources:
                 found = stat(package + path)
                 if found.st_mtime_ns != mtime or found.st_size != size:
@@ -50,8 +47,8 @@ def load(package: str, file: FileIO) -> bool:
 
 def _load_foreign(name: str, origin: str) -> None:
     """Load a module written in C without a search: from the file `origin`, or the interpreter's own for ""."""
-    if name in sys.modules:
-        return
+    if name in sys.modules or (origin and origin.rpartition("/")[0] not in sys.path):
+        return  # the file of another interpreter with the same tag is not for us
     loader: Any = ExtensionFileLoader(name, origin) if origin else BuiltinImporter
     try:
         module = module_from_spec(ModuleSpec(name, loader, origin=origin or "built-in"))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ast
+import fcntl
+import marshal
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -112,20 +117,87 @@ def test_a_change_of_the_same_size_counts_too(bundled: Installation) -> None:
 )
 def test_what_is_no_bundle_is_replaced(bundled: Installation, content: bytes) -> None:
     good = bundled.file.read_bytes()
-    bundled.file.write_bytes(content)
+    bundled.file.write_bytes(MAGIC_NUMBER + content)
     status, _, stderr = bundled(*PLAN)
     assert (status, stderr) == (0, "")
     assert len(bundled.file.read_bytes()) == len(good)
 
 
-def test_another_build_of_the_interpreter_makes_its_own(bundled: Installation) -> None:
-    """Of the same version: the tag in the file's name does not tell them apart, and a C module is one build's."""
-    made = bundled.file.read_bytes()
-    assert made.count(sys.version.encode()) == 1
-    bundled.file.write_bytes(made.replace(sys.version.encode(), b"3.11 of another".ljust(len(sys.version))))
+def test_one_for_other_bytecode_is_replaced(bundled: Installation) -> None:
+    head = marshal.dumps(compile("raise SystemExit(3)", "head", "exec"))
+    bundled.file.write_bytes(b"\1\2\r\n%08d%b" % (len(head), head))
     assert bundled(*PLAN)[0] == 0
-    assert len(bundled.file.read_bytes()) == len(made)
-    assert bundled.file.read_bytes().count(sys.version.encode()) == 1
+    assert bundled.file.read_bytes().startswith(MAGIC_NUMBER)
+
+
+def test_a_new_way_to_make_it_counts_at_once(bundled: Installation) -> None:
+    before = bundled.file.stat().st_ino
+    os.utime(bundled.package / "bundle.py", ns=(1, 1))
+    assert bundled(*PLAN)[0] == 0
+    assert bundled.file.stat().st_ino != before
+
+
+@needs.program("strace")
+def test_another_interpreters_c_modules_are_not_loaded(bundled: Installation, tmp_path: Path) -> None:
+    """Two interpreters of one version share the cache tag, and so the bundle, but not what was built for each."""
+    content = bundled.file.read_bytes()
+    files = [str(module.__file__) for module in (_ctypes, fcntl, select) if getattr(module, "__file__", None)]
+    if not files:
+        pytest.skip("all C modules are built into this interpreter")
+    for file in files:
+        other = os.path.dirname(file)[:-1] + "_/" + os.path.basename(file)  # of the same length
+        assert content.count(file.encode()) == 1
+        content = content.replace(file.encode(), other.encode())
+    bundled.file.write_bytes(content)
+    main, trace = str(bundled.package / "__main__.py"), tmp_path / "trace"
+    command = [
+        "strace",
+        "-f",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=open,openat",
+        sys.executable,
+        "-I",
+        "-S",
+        "-E",
+        main,
+        *PLAN,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": "/"})
+    assert (done.returncode, done.stderr) == (0, "")
+    opened = trace.read_text()
+    assert str(bundled.file) in opened
+    assert "entry.cpython" not in opened  # it is from the bundle
+    assert os.path.dirname(other) + "/" not in opened
+
+
+@needs.userns
+@pytest.mark.parametrize("spoil", ["echo 'def (' >> trees.py", "rm bundle.py __pycache__/bundle.*.pyc"])
+def test_sources_that_are_replaced_meanwhile_change_no_status(bundled: Installation, spoil: str) -> None:
+    (bundled.package / "trees.py").touch()  # so that a new one is due
+    options = (
+        "--idmap",
+        "single",
+        "--net",
+        "none",
+        "--volume",
+        f"{bundled.package}:/tmp/package:rw",
+        "--workdir",
+        "/tmp/package",
+    )
+    outcome = bundled("run", *options, "host", "sh", "-c", f"{spoil}; exit 7")
+    assert outcome == (7, "", "")
+
+
+def test_a_full_disk_leaves_no_half_a_bundle(bundled: Installation) -> None:
+    """A limit on the size of files cuts a write(2) short as a full disk does."""
+    bundled.file.unlink()
+    main = str(bundled.package / "__main__.py")
+    command = ["prlimit", "--fsize=100000", sys.executable, "-I", "-S", "-E", main, *PLAN]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": "/"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in bundled.cache.iterdir() if path.suffix != ".pyc"] == []
 
 
 def test_a_truncated_bundle_is_replaced(bundled: Installation) -> None:
