@@ -2,10 +2,11 @@
 
     sh helpers/bench net [--seconds S] [--rounds N]      as an ordinary user
 
-The helper alone is the same program with the same options on a net namespace of unshare(1)'s, and as fresh as a
-sandbox's each time. Both are measured in every round, in turns first; medians are shown, and the median of the rounds'
-ratios, for what else the machine does changes from round to round more than anything that is measured. All traffic is
-between the host's loopback and namespaces of this run's own.
+The helper alone is the same program with the same options on a net namespace of unshare(1)'s, as fresh as a sandbox's
+each time, and what uses it is in a session of its own like a sandbox's command. Both are measured in every round, in
+turns first; medians are shown, and the median of the rounds' ratios, for what else the machine does changes from round
+to round more than anything that is measured. All traffic is between the host's loopback and namespaces of this run's
+own.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def helper_alone(backend: str) -> Iterator[Runner]:
         else:
             while "tap0" not in subprocess.run([*enter, "ip", "route"], capture_output=True, text=True).stdout:
                 time.sleep(0.05)  # without going to the background it says nothing when it is ready
-        yield lambda command: [*enter, *command]
+        # In a session of its own, as in a sandbox: the scheduler shares the processors out among sessions (sched(7),
+        # autogroup), so one that is the helper's and the server's too would give these more.
+        yield lambda command: [*enter, "setsid", "--wait", *command]
     finally:
         os.close(ready)
         helper.send_signal(signal.SIGTERM)
