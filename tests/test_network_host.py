@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -79,7 +81,9 @@ def test_a_command_that_comes_in_is_held_too(sbx: Sbx, port: int, rootfs: Path) 
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
         for way, errno in WAYS.items():
-            assert sbx.ok("exec", "held", sys.executable, "-I", "-S", "-c", REACH, str(port), way) == str(errno)
+            assert sbx.ok(
+                "exec", "held", os.path.realpath(sys.executable), "-I", "-S", "-c", REACH, str(port), way
+            ) == str(errno)
         process.communicate(timeout=20)
 
 
@@ -141,7 +145,7 @@ def test_the_filter_on_each_machine(machine: str) -> None:
 
 def test_the_filters_numbers_are_the_kernels() -> None:
     """As the compiler's headers have them."""
-    needs.enforce(needs.program("gcc").args[0]())
+    needs.enforce("" if shutil.which("gcc") else "no gcc")
     text = "#include <sys/syscall.h>\nSYS_socket SYS_sendto SYS_sendmsg SYS_sendmmsg SYS_io_uring_setup\n"
     done = subprocess.run(["gcc", "-E", "-P", "-"], input=text, capture_output=True, text=True, check=True)
     assert list(map(int, done.stdout.split())) == [*sockets._MACHINES[syscalls.MACHINE][1:], sockets._IO_URING_SETUP]
