@@ -43,7 +43,10 @@ def serve_until_the_end(acts: dict[int, Callable[[], None]]) -> None:
 
 
 class Workers:
-    """Threads for work that waits for others; no more than there is work for, and not without bounds."""
+    """Threads for work that waits for others; no more than there is work for, and not without bounds.
+
+    A ThreadPoolExecutor does as much, but loads logging: 12 ms, which every launch with pasta would wait for.
+    """
 
     def __init__(self) -> None:
         self._due: deque[Callable[[], None]] = deque()
