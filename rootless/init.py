@@ -77,7 +77,7 @@ def program(name: str, machine: str, numbers: Sequence[int]) -> bytes:
     def words(width: int, *values: int) -> bytes:
         return b"".join(value.to_bytes(width, sys.byteorder) for value in values)
 
-    image = CODE[name][machine] + words(4, *numbers) + _name(name) + b"\0"
+    image = CODE[name][machine] + words(4, *numbers) + process_name(name) + b"\0"
     size = _HEADERS + len(image)
     return b"".join((
         b"\x7fELF\2\1\1".ljust(16, b"\0"),  # 64 bits, little-endian
@@ -137,15 +137,31 @@ def _become(name: str, machine: str, numbers: Sequence[int], words: Sequence[str
 def _execute(
     name: str, machine: str, numbers: Sequence[int], words: Sequence[str | bytes], env: Mapping[bytes, bytes]
 ) -> None:
+    fd = in_memory(name, machine, numbers)
+    try:
+        os.execve(fd, [process_name(name), *map(os.fsencode, words)], env)
+    finally:
+        os.close(fd)
+
+
+def in_memory(name: str, machine: str, numbers: Sequence[int]) -> int:
+    """Return a descriptor of the program in a file that has no name: memfd_create(2). Raises OSError."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.write(fd, program(name, machine, numbers))
         # A program that may be executed but not read makes a process that can't be looked into: execve(2).
         os.fchmod(fd, 0o111)
-        os.execve(fd, [_name(name), *map(os.fsencode, words)], env)
-    finally:
+    except OSError:
         os.close(fd)
+        raise
+    return fd
 
 
-def _name(program: str) -> bytes:
+def place_of(name: str, machine: str, number: int) -> int:
+    """Return where in the program's file the number is that comes as the `number`th, from 0."""
+    return _HEADERS + len(CODE[name][machine]) + 4 * number
+
+
+def process_name(program: str) -> bytes:
+    """Return what the process is called that `program` becomes."""
     return f"sbx-{program}".encode()

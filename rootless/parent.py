@@ -17,6 +17,10 @@
            ◀──── "failed", which, why ─────── a step failed; it exits with 125
 
 The child's end of the go pipe is also its sign of our life: end of file there, and the supervisor ends everything.
+
+What the child does up to "pid N", the supervisor mostly does without an interpreter (supervisor.py). The conversation
+is shorter then: "ready" goes without saying, and pid 1 comes with a copy of our memory as it is when the maps are
+written, since we are the only ones who have one.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from rootless.namespaces import FLAGS, Unshare, flags
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
+from rootless.supervisor import STEPS, Begun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,8 +108,8 @@ class Sandbox:
     which limit of ours that was.
     """
 
-    __slots__ = ("_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor",
-                 "_terminal", "_tree", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd",
+    __slots__ = ("_begun", "_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor",
+                 "_terminal", "_trace", "_tree", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd",
                  "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
@@ -114,6 +119,8 @@ class Sandbox:
         self._go = go
         self._terminal = terminal
         self._signals = signals
+        self._begun: Begun | None = None
+        self._trace = False
         self._early: list[int] = []
         self._undo: list[Callable[[], None]] = []
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
@@ -157,20 +164,38 @@ class Sandbox:
         """Do what is due outside when the child says `line`, and let it go on."""
         if line == b"ready":
             self._do(self._plan.before_go, self._supervisor)
+            if self._begun:
+                self._meet(self._begun, started)
+                return
+        elif line.startswith(b"lost "):
+            raise SbxError("program-refused", f"become a small program: {os.strerror(line[5] - 32)}",
+                           "this host lets no file in memory be executed")  # fmt: skip
         elif line.startswith(b"refused "):
             raise self._refused(line[8] - 32)
         elif line == b"complete":
             self._do(self._plan.before_exec, self._command())
         else:
-            self.pid = int(line.split()[1])
-            self.pidfd = os.pidfd_open(self.pid)
-            self._open_namespaces()
-            if any(isinstance(step, StartProcess) and step.shares_processes() for step in self._plan.inside):
-                self._tree = os.dup(self.namespaces["mnt"])
-            if started:
-                started(self)
-            self._do(self._plan.attach, self.pid)
+            self._greet(int(line.split()[1]), started)
         os.write(self._go, b".")
+
+    def _meet(self, begun: Begun, started: Callable[[Sandbox], None] | None) -> None:
+        """Let the supervisor start pid 1, which is in this very place, then."""
+        if pid := begun.meet():
+            self._greet(pid, started)
+            os.write(self._go, b".")
+        else:
+            begun.walk(self._plan, self._trace)
+
+    def _greet(self, pid: int, started: Callable[[Sandbox], None] | None) -> None:
+        """Do what is due outside when there is a pid 1."""
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self._open_namespaces()
+        if any(isinstance(step, StartProcess) and step.shares_processes() for step in self._plan.inside):
+            self._tree = os.dup(self.namespaces["mnt"])
+        if started:
+            started(self)
+        self._do(self._plan.attach, pid)
 
     def _last_words(self) -> bytes:
         """Return what the child has said already."""
@@ -445,23 +470,39 @@ def start(
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
-    pid, born = _fork(plan)
+    kept = [fd for fd in (outside, signals.reader, *ours) if fd >= 0]
+    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept)
+    pid, born = (begun.pid, 1) if begun else _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
-        for fd in (status_reader, go_writer, outside, signals.reader, *ours):
-            if fd >= 0:
-                os.close(fd)
+        for fd in (status_reader, go_writer, *kept):
+            os.close(fd)
         child.walk(plan, Child(status_writer, go_reader, inside, born), trace)
     for fd in (status_writer, go_reader, inside):
         if fd >= 0:
             os.close(fd)
     sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals)
+    sandbox._begun, sandbox._trace = begun, trace
     try:
         sandbox._converse(started, b"ready\n" if born else b"")
     except BaseException:
         sandbox.end()
         raise
     return sandbox
+
+
+def _begin(
+    plan: Plan, status: tuple[int, int], go: tuple[int, int], terminal: int, ours: Sequence[int]
+) -> Begun | None:
+    """Begin a supervisor that needs no interpreter, if `plan` asks no more of it and the host has what it takes."""
+    steps = plan.inside[: len(STEPS)]
+    last = steps[-1]
+    if [type(step) for step in steps] != STEPS or not (isinstance(last, StartProcess) and last.can_be_program()):
+        return None
+    try:
+        return Begun(steps, status, go, terminal, ours)
+    except OSError:
+        return None  # no memory, or no file, that may be executed
 
 
 def _fork(plan: Plan) -> tuple[int, int]:

@@ -7,6 +7,9 @@ pid_namespaces(7), prctl(2). Three steps split the walker in two; each returns i
         └ pid 1                 in all the sandbox's namespaces; sets them up, then is *init*: reaps and forwards
             └ command           what the user asked for
 
+Where the supervisor has nothing else to do, the first of them is supervisor.py's; and pid 1 leaves its memory to the
+command instead of copying it (handover.py).
+
 Whoever dies takes those below along: the supervisor kills pid 1 when the parent is gone (end of file on `go`), the
 kernel kills pid 1 when the supervisor is gone (the death signal), and everything in the pid namespace when pid 1 is.
 """
@@ -17,8 +20,9 @@ import _signal
 import os
 import select
 
-from rootless import init, syscalls, trees
+from rootless import handover, init, syscalls, trees
 from rootless.errors import FAILED, SIGNALLED, SbxError
+from rootless.handover import Handover
 from rootless.idmap import covers, repeat, text, write
 from rootless.namespaces import flags, translated
 from rootless.steps import Child, Step
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from rootless.spec import IdMap
 
 SIGKILL, SIGCHLD, SIGSTOP = 9, 17, 19
+LOST = b"lost X\n"  #: what is told where a process cannot become its program, with the errno + 32 for the X
 
 
 def exit_code(status: int) -> int:
@@ -138,6 +143,10 @@ class StartProcess(Step):
         """Whether the new process is pid 1 of nothing, so that what outlives it has to be looked for."""
         return bool(self.names) and "pid" not in self.names
 
+    def can_be_program(self) -> bool:
+        """Whether the supervisor has nothing to do that needs an interpreter: see supervisor.py."""
+        return self.parent_removes and not self.debris and not self.shares_processes()
+
     def describe(self) -> str:
         if not self.names:
             return "start a process"
@@ -153,10 +162,7 @@ class StartProcess(Step):
             os.close(held)
             self._supervise(pid, holds, child)
         os.close(holds)
-        if os.read(held, 1) != b".":
-            os._exit(FAILED)
-        child.held = held
-        _arm_death_signal(held)
+        come_to_life(child, held)
 
     def _supervise(self, pid: int, holds: int, child: Child) -> None:
         tree = -1
@@ -176,10 +182,7 @@ class StartProcess(Step):
         release_stdio()
         if self.parent_removes and tree < 0:
             _remove_apart(self.debris)
-            # Together, and only if the parent can't: the first name is to be free at once, as below.
-            script = 'PATH=/usr/bin:/bin; mv "$1" "$2" && rm -rf "$2"'
-            cleaning = ["/bin/sh", "-c", script, "sh", *self.remove[0]]
-            init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), cleaning)
+            init.become_supervisor(syscalls.MACHINE, pid, child.go, (self.lock, holds), self.cleaning())
         _remove(self.debris)
         status = self._wait(pid, child.go)
         end_stragglers(tree)
@@ -192,10 +195,19 @@ class StartProcess(Step):
         os._exit(status)
 
     def _write_maps(self, pid: int, idmap: IdMap) -> None:
-        if self.deny_groups:
-            write(f"/proc/{pid}/setgroups", "deny")
-        write(f"/proc/{pid}/uid_map", text(repeat(idmap.uids)))
-        write(f"/proc/{pid}/gid_map", text(repeat(idmap.gids)))
+        for name, content in self.maps(idmap):
+            write(f"/proc/{pid}/{name}", content)
+
+    def maps(self, idmap: IdMap) -> list[tuple[str, str]]:
+        """Return the files of the new process that make its user namespace what it is, each with its content."""
+        denied = [("setgroups", "deny")] if self.deny_groups else []
+        return [*denied, ("uid_map", text(repeat(idmap.uids))), ("gid_map", text(repeat(idmap.gids)))]
+
+    def cleaning(self) -> list[str]:
+        """Return the command that deletes what is left of the sandbox."""
+        # Together, and only if the parent can't: the first name is to be free at once, as above.
+        script = 'PATH=/usr/bin:/bin; mv "$1" "$2" && rm -rf "$2"'
+        return ["/bin/sh", "-c", script, "sh", *self.remove[0]]
 
     def _wait(self, pid: int, go: int) -> int:
         """Wait for `pid`, or kill it when the parent is gone; return its exit status."""
@@ -218,6 +230,14 @@ class StartProcess(Step):
         if cgroup and cgroups.is_sandbox(cgroup):
             cgroups.remove(cgroup)
         return status
+
+
+def come_to_life(child: Child, held: int) -> None:
+    """Wait until the supervisor has written our id maps; from now on die with it."""
+    if os.read(held, 1) != b".":
+        os._exit(FAILED)
+    child.held = held
+    _arm_death_signal(held)
 
 
 def _arm_death_signal(held: int) -> None:
@@ -256,6 +276,8 @@ class StartCommand(Step):
     def execute(self, child: Child) -> None:
         everything = _signal.valid_signals()
         _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
+        if os.getpid() == 1 and _leave_to_command(child):
+            return
         pid = os.fork()
         if pid == 0:
             return
@@ -274,6 +296,24 @@ class StartCommand(Step):
 
 
 _CAP_KILL = 1 << 5
+
+
+def _leave_to_command(child: Child) -> bool:
+    """Return True in a new process, which has our memory, and become init without it; False where that can't be."""
+    try:
+        program = init.in_memory("init", syscalls.MACHINE, [0])
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        hand = Handover(syscalls.SIGCHLD | syscalls.CLONE_VM, child.status, LOST)
+        for fd in (0, 1, 2):
+            hand.call(handover.DUP2, null, fd)
+        hand.call(handover.CLOSE_RANGE, 3, syscalls.LAST_FD, syscalls.CLOSE_RANGE_CLOEXEC)
+        hand.call(handover.PRCTL, syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        hand.call(handover.CAPSET, *(hand.put(data) for data in syscalls.capability_sets(_CAP_KILL, _CAP_KILL, 0)))
+        hand.become("init", program, {0: hand.process}, [])
+        hand.split()
+    except OSError:
+        return False  # no memory, or no file, that may be executed
+    return True
 
 
 def _be_init(command: int, everything: set[int]) -> int:

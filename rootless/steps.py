@@ -19,7 +19,7 @@ class Child:
     `status` is written to the parent, `go` read from it; `terminal` is a unix socket, or -1. End of file on `go` means
     that the parent is gone, on `held` (-1 before there is one) that the supervisor is. `creatable` are the ids of the
     mounts in which a missing mount point may be made: ours, never the user's. `done` is the number of the plan's steps
-    that were done by the clone(2) that made the child.
+    that had been done when the child came to be.
     """
 
     __slots__ = ("creatable", "done", "go", "held", "status", "terminal")

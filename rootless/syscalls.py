@@ -108,7 +108,7 @@ def _libc(name: str, *args: int | bytes | object) -> int:
     return int(result & 0xFFFFFFFF)
 
 
-def _buffer(size: int) -> Any:
+def buffer(size: int) -> Any:
     """Return `size` bytes of zeroed memory that a call may write to; bytes() reads them."""
     return (_Byte * size)()
 
@@ -118,12 +118,12 @@ def _filled(raw: bytes) -> Any:
     return (_Byte * len(raw)).from_buffer_copy(raw)
 
 
-def _address(buffer: Any) -> int:
-    """Return where `buffer` is; it must be kept alive as long as the address is used."""
-    return int(_ctypes.addressof(buffer))
+def address(memory: Any) -> int:
+    """Return where `memory` is; it must be kept alive as long as the address is used."""
+    return int(_ctypes.addressof(memory))
 
 
-def _words(*values: int) -> bytes:
+def words(*values: int) -> bytes:
     """Return `values` as consecutive 64-bit words: the layout of the newer calls' argument structures."""
     return b"".join((value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, sys.byteorder) for value in values)
 
@@ -134,6 +134,7 @@ def _path(path: str | bytes) -> bytes:
 
 # ── processes and namespaces: clone(2), unshare(2), setns(2) ──────────────────────────────────────────────────────────
 
+CLONE_VM = 0x00000100
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -209,6 +210,37 @@ _after_fork_parent = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Parent
 _after_fork_child = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Child"))
 
 
+_PROT_READ, _PROT_WRITE, _PROT_EXEC, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 4, 2, 0x20
+
+
+def load_code(code: bytes) -> int:
+    """Return the address of memory that holds `code`, a page at most, to be read and executed: mmap(2), mprotect(2).
+
+    Raises OSError where the host forbids such memory.
+    """
+    place = _Function(_ctypes.dlsym(_LIBC, "mmap"))(
+        0, len(code), _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0, 0
+    )
+    if place == -1:
+        raise OSError(_ctypes.get_errno(), os.strerror(_ctypes.get_errno()))
+    _Function(_ctypes.dlsym(_LIBC, "memcpy"))(place, code, len(code), 0, 0, 0, 0)
+    _libc("mprotect", place, len(code), _PROT_READ | _PROT_EXEC)
+    return int(place)
+
+
+def enter(code: int, frame: int, act: int, divides: bool) -> int:
+    """Call the machine code at `code` with two words and return the one that it returns.
+
+    If it `divides`, it may return in a new process too: with 0, as fork_into() does.
+    """
+    if divides:
+        _before_fork()
+    result = int(_LockedCall(code)(frame, act, 0, 0, 0, 0, 0))
+    if divides:
+        _after_fork_parent() if result else _after_fork_child()
+    return result
+
+
 def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace: sethostname(2)."""
     raw = name.encode()
@@ -280,7 +312,7 @@ def move_mount(tree: int, target: int) -> None:
 def mount_setattr(tree: int, attributes: int, recursive: bool = False, path: str = "", propagation: int = 0) -> None:
     """Add `attributes` (MOUNT_ATTR_*) to the mount behind `tree`, and to all below it: mount_setattr(2)."""
     flags = (AT_RECURSIVE if recursive else 0) | (AT_EMPTY_PATH if not path else 0)
-    _call("mount_setattr", tree, _path(path), flags, _words(attributes, 0, propagation, 0), 32)
+    _call("mount_setattr", tree, _path(path), flags, words(attributes, 0, propagation, 0), 32)
 
 
 # ── paths inside a root: openat2(2), statx(2) ─────────────────────────────────────────────────────────────────────────
@@ -291,7 +323,7 @@ RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """Open `path` with the restrictions in `resolve` (RESOLVE_*) on how it may be reached: openat2(2)."""
-    return _call("openat2", dir_fd, _path(path), _words(flags | os.O_CLOEXEC, mode, resolve), 24)
+    return _call("openat2", dir_fd, _path(path), words(flags | os.O_CLOEXEC, mode, resolve), 24)
 
 
 STATX_MNT_ID = 0x1000
@@ -299,7 +331,7 @@ STATX_MNT_ID = 0x1000
 
 def mount_id(fd: int) -> int:
     """Return the id of the mount that `fd` is on, as in /proc/PID/mountinfo: statx(2) (Linux 5.8)."""
-    result = _buffer(256)
+    result = buffer(256)
     _call("statx", fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, result)
     return int.from_bytes(bytes(result)[144:152], sys.byteorder)
 
@@ -323,16 +355,21 @@ def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0, arg4: int = 0, arg5
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set this process's capability sets, each a mask of 1 << CAP_*: capset(2)."""
+    _call("capset", *capability_sets(effective, permitted, inheritable))
+
+
+def capability_sets(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:
+    """Return the two structures that capset(2) takes."""
     header = _CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4)
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
-    _call("capset", header, b"".join(word.to_bytes(4, sys.byteorder) for word in low + high))
+    return header, b"".join(word.to_bytes(4, sys.byteorder) for word in low + high)
 
 
 def permitted_capabilities() -> int:
     """Return this process's permitted set, a mask of 1 << CAP_*: capget(2)."""
     header = _filled(_CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4))
-    data = _buffer(24)
+    data = buffer(24)
     _call("capget", header, data)
     raw = bytes(data)
     return int.from_bytes(raw[4:8], sys.byteorder) | int.from_bytes(raw[16:20], sys.byteorder) << 32
@@ -345,12 +382,12 @@ def seccomp_load(program: bytes) -> None:
     """
     text = _filled(program)
     length = (len(program) // 8).to_bytes(2, sys.byteorder) + bytes(6)
-    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, length + _words(_address(text)))
+    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, length + words(address(text)))
 
 
 def prlimit(resource: int, soft: int, hard: int) -> None:
     """Set this process's resource limit, in the resource's own unit; -1 is infinity: prlimit(2)."""
-    _call("prlimit64", 0, resource, _words(soft, hard), None)
+    _call("prlimit64", 0, resource, words(soft, hard), None)
 
 
 def join_new_session_keyring() -> None:
@@ -364,17 +401,17 @@ def personality(persona: int) -> int:
 
 
 CLOSE_RANGE_CLOEXEC = 4
-_LAST_FD = 0xFFFFFFFF
+LAST_FD = 0xFFFFFFFF
 
 
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from `first` on close-on-exec: close_range(2) (Linux 5.11)."""
-    _call("close_range", first, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+    _call("close_range", first, LAST_FD, CLOSE_RANGE_CLOEXEC)
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` on: close_range(2) (Linux 5.9)."""
-    _call("close_range", first, _LAST_FD, 0)
+    _call("close_range", first, LAST_FD, 0)
 
 
 # ── Landlock: landlock(7) ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -394,19 +431,19 @@ def landlock_version() -> int:
 
 def landlock_create_ruleset(handled: Sequence[int]) -> int:
     """Return a ruleset that handles the access rights in `handled` (filesystem, then network, then scope masks)."""
-    attribute = _words(*handled)
+    attribute = words(*handled)
     return _call("landlock_create_ruleset", attribute, len(attribute), 0)
 
 
 def landlock_add_path(ruleset: int, folder: int, access: int) -> None:
     """Allow `access` below the open `folder`."""
-    rule = _words(access) + folder.to_bytes(4, sys.byteorder)
+    rule = words(access) + folder.to_bytes(4, sys.byteorder)
     _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
 
 
 def landlock_add_port(ruleset: int, port: int, access: int) -> None:
     """Allow `access` (LANDLOCK_ACCESS_NET_*) to a TCP port of any host (version 4)."""
-    _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_NET_PORT, _words(access, port), 0)
+    _call("landlock_add_rule", ruleset, _LANDLOCK_RULE_NET_PORT, words(access, port), 0)
 
 
 def landlock_restrict_self(ruleset: int) -> None:
@@ -422,7 +459,7 @@ MSG_CMSG_CLOEXEC = 0x40000000
 
 def socketpair() -> tuple[int, int]:
     """Return two connected unix stream sockets as descriptors, close-on-exec."""
-    pair = _buffer(8)
+    pair = buffer(8)
     _libc("socketpair", 1, 1 | os.O_CLOEXEC, 0, pair)  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
     raw = bytes(pair)
     return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:], sys.byteorder)
@@ -431,17 +468,17 @@ def socketpair() -> tuple[int, int]:
 def send_fd(sock: int, fd: int) -> None:
     """Send the descriptor `fd` over the unix socket `sock`, with one byte of data: sendmsg(2)."""
     data = _filled(b".")
-    vector = _filled(_words(_address(data), 1))
+    vector = _filled(words(address(data), 1))
     # struct cmsghdr, the descriptor, and padding to a whole word
-    control = _filled(_words(20) + b"".join(v.to_bytes(4, sys.byteorder) for v in (_SOL_SOCKET, _SCM_RIGHTS, fd, 0)))
-    _call("sendmsg", sock, _words(0, 0, _address(vector), 1, _address(control), 24, 0), 0)
+    control = _filled(words(20) + b"".join(v.to_bytes(4, sys.byteorder) for v in (_SOL_SOCKET, _SCM_RIGHTS, fd, 0)))
+    _call("sendmsg", sock, words(0, 0, address(vector), 1, address(control), 24, 0), 0)
 
 
 def receive_fd(sock: int) -> int | None:
     """Return the descriptor that comes over the unix socket `sock`, or None at the other's end of file: recvmsg(2)."""
-    data, control = _buffer(1), _buffer(24)
-    vector = _filled(_words(_address(data), 1))
-    header = _filled(_words(0, 0, _address(vector), 1, _address(control), 24, 0))
+    data, control = buffer(1), buffer(24)
+    vector = _filled(words(address(data), 1))
+    header = _filled(words(0, 0, address(vector), 1, address(control), 24, 0))
     if _call("recvmsg", sock, header, MSG_CMSG_CLOEXEC) == 0:
         return None
     return int.from_bytes(bytes(control)[16:20], sys.byteorder)
@@ -483,7 +520,7 @@ def interface_index(name: str) -> int:
 
 def packed_address(text: str) -> bytes:
     """Return the 4 or 16 bytes of an IPv4 or IPv6 address, b"" where `text` is none: inet_pton(3)."""
-    result = _buffer(16)
+    result = buffer(16)
     family = _AF_INET6 if ":" in text else _AF_INET
     if "\0" in text or _libc("inet_pton", family, text.encode("utf-8", "replace"), result) != 1:
         return b""

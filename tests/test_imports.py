@@ -18,7 +18,7 @@ ROWS = [
     ("the least", "__init__ lean_os unbundle"),
     (
         "leaves",
-        "errors paths spec reference syscalls options steps capabilities filters bpf trees resources init",
+        "errors paths spec reference syscalls options steps capabilities filters bpf trees resources init handover",
     ),
     ("helpers of the host", "programs systemd idfile"),
     ("subjects", "namespaces idmap mounts privileges cgroups network terminal store state seccomp"),
@@ -26,6 +26,7 @@ ROWS = [
     ("what joins sandboxes", "joining"),
     ("plan", "plan"),
     ("child", "child"),
+    ("supervisor", "supervisor"),
     ("parent", "parent"),
     ("images", "oci"),
     ("what watches a launch", "observe"),

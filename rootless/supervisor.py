@@ -1,0 +1,137 @@
+"""The supervisor that never is an interpreter: what it does before it becomes its program, as lists of calls. Inside.
+
+It takes the first steps of a plan, up to the one that starts pid 1, just as they say it. A supervisor that has more to
+do when its pid 1 has ended (a terminal to restore, a cgroup to remove) takes them itself: StartProcess.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from rootless import child, handover, init, processes, syscalls
+from rootless.errors import SbxError, StepError
+from rootless.handover import Handover
+from rootless.namespaces import Unshare, flags, translated
+from rootless.processes import BecomeRoot, Ready, StartProcess
+from rootless.steps import Child, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rootless.steps import Plan
+
+_F_SETFD = 2
+_WRONLY = os.O_WRONLY | os.O_CLOEXEC
+_ECHILD = 10
+
+#: The steps that it takes
+STEPS: list[type[Step]] = [Unshare, Ready, BecomeRoot, StartProcess]
+
+
+class Begun:
+    """A supervisor in its new user namespace, waiting for the id maps; `pid` is its id."""
+
+    __slots__ = ("_child", "_hand", "_held", "_holds", "_started", "_steps", "pid")
+
+    def __init__(
+        self,
+        steps: list[Step],
+        status: tuple[int, int],
+        go: tuple[int, int],
+        terminal: int,
+        ours: Sequence[int],
+    ) -> None:
+        """Clone it. `status` and `go` are the pipes of the conversation, their ends to read from first.
+
+        `terminal` is the child's, or -1, and `ours` what is not for the child. Raises OSError where that can't be, and
+        nothing has happened then: the child is to be forked.
+        """
+        unshare, _, root, start = self._steps = steps
+        assert isinstance(unshare, Unshare)
+        assert isinstance(root, BecomeRoot)
+        assert isinstance(start, StartProcess)
+        null, program = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), -1
+        self._held, self._holds = -1, -1
+        try:
+            self._held, self._holds = os.pipe()
+            program = init.in_memory("supervisor", syscalls.MACHINE, [0, go[0], 0])
+            self._hand = Handover(flags(start.names) | syscalls.SIGCHLD, status[1], processes.LOST)
+            self._before(root, go[0], (status[0], go[1], *ours))
+            self._after(start, status[1], go[0], null, program)
+            self.pid = self._clone(flags(unshare.names), go[1], status[0])
+        finally:
+            # Its own are copies; and pid 1's will be, of those.
+            for fd in (null, self._held, self._holds, program):
+                if fd >= 0:
+                    os.close(fd)
+        self._child = Child(status[1], go[0], terminal, len(STEPS))
+
+    def _before(self, root: BecomeRoot, go: int, close: Sequence[int]) -> None:
+        """List what it does before it starts pid 1."""
+        hand = self._hand
+        for fd in close:
+            hand.call_first(handover.CLOSE, fd)  # or the end of file on them would never come
+        hand.call_first(handover.READ, go, hand.put(b""), 1)
+        if root.has_root:
+            hand.call_first(handover.SETRESGID, 0, 0, 0)
+            if root.drop_groups:
+                hand.call_first(handover.SETGROUPS, 0, 0)
+            hand.call_first(handover.SETRESUID, 0, 0, 0)
+            hand.call_first(handover.PRCTL, syscalls.PR_SET_DUMPABLE, 1)
+        self._started = len(hand.first) // 8
+
+    def _after(self, start: StartProcess, status: int, go: int, null: int, program: int) -> None:
+        """List what it does when there is a pid 1."""
+        hand = self._hand
+        if start.idmap:
+            hand.call(handover.CHDIR, hand.path)
+            for name, content in start.maps(start.idmap):
+                hand.call(handover.OPENAT, syscalls.AT_FDCWD, hand.put(name.encode()), _WRONLY, result=hand.argument(1))
+                hand.call(handover.WRITE, 0, hand.put(content.encode()), len(content))
+            hand.call(handover.CHDIR, hand.put(b"/"))
+        for fd in (status, self._holds):  # the parent, and pid 1, hear of it
+            hand.call(handover.WRITE, fd, hand.put(b"."), 1)
+        hand.call(handover.SETSID)
+        hand.pidfd = hand.argument(0)
+        hand.call(handover.FCNTL, 0, _F_SETFD, 0)
+        for fd in (go, start.lock, self._holds):
+            hand.call(handover.FCNTL, fd, _F_SETFD, 0)
+        for fd in (0, 1, 2):
+            hand.call(handover.DUP2, null, fd)
+        words = [os.fsencode(word) for word in start.cleaning()]
+        hand.become("supervisor", program, {0: hand.process, 2: hand.pidfd}, words)
+
+    def _clone(self, flags: int, go: int, status: int) -> int:
+        # Whoever has a handler of ours runs it in our memory, which two must not do at once; and it is to be deaf.
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        try:
+            return self._hand.begin(flags, go, status)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+    def meet(self) -> int:
+        """Let it go on, for its id maps are written, and return the id of pid 1; 0 in that one. Raises SbxError."""
+        try:
+            return self._hand.meet()
+        except OSError as error:
+            raise self._failure(error.errno or 0) from None
+
+    def _failure(self, errno: int) -> SbxError:
+        """Return the error for a call that failed: a step's, told as the step would."""
+        call = self._hand.failed_call()
+        if errno == _ECHILD:
+            return SbxError("child-lost", "start the sandbox: its first process was killed")
+        if call >= self._started:
+            return SbxError("supervisor-failed", f"start pid 1: write the inner id map: {os.strerror(errno)}")
+        place = STEPS.index(StartProcess if call < 0 else BecomeRoot)
+        act = self._steps[place].describe()
+        error = translated(OSError(errno, os.strerror(errno)), act)
+        return error if isinstance(error, SbxError) else StepError(act, errno, os.strerror(errno), index=place)
+
+    def walk(self, plan: Plan, trace: bool) -> None:
+        """Walk the rest of the plan as its pid 1; never returns."""
+        os.close(self._holds)
+        processes.come_to_life(self._child, self._held)
+        child.walk(plan, self._child, trace)
