@@ -1,8 +1,8 @@
 """The hot modules as one file of compiled code. Outside; warm: made once, after the first launch of an installation.
 
 The interpreter finds, checks and reads the thirty modules of a launch one by one, which takes it 4.5 ms; from one file
-it is 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, and `import os` means lean_os.
-Line numbers stay, so a traceback is what it would be.
+it is 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, and `import os` means lean_os. Of
+the lines, each function keeps its first; with SBX_DEBUG=1, the modules themselves are loaded, and a traceback is exact.
 
 The file is ``__pycache__/bundle.cpython-311`` in the package (the ending is the interpreter's cache tag), beside the
 modules' own compiled files and under the same rules: whoever may write those may write it, and it is used as long as
@@ -51,7 +51,17 @@ def hot_modules() -> list[tuple[str, str]]:
 
 def compiled(file: str) -> CodeType:
     """Return the code of the module in `file` as the bundle has it."""
-    return compile(_lean(file), file, "exec", dont_inherit=True, optimize=2)
+    return _short(compile(_lean(file), file, "exec", dont_inherit=True, optimize=2))
+
+
+def _short(code: CodeType) -> CodeType:
+    """Return `code` with one line for all of it, whose table is a twentieth of the whole one's size."""
+    units = len(code.co_code) // 2
+    # CPython, Objects/locations.md: up to eight units of the same line, without columns
+    lengths = [8] * (units // 8) + ([units % 8] if units % 8 else [])
+    table = b"".join(bytes((0x80 | 13 << 3 | length - 1, 0)) for length in lengths)
+    constants = tuple(_short(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    return code.replace(co_consts=constants, co_linetable=table, co_qualname=code.co_name)
 
 
 def _lean(file: str) -> ast.Module:
@@ -105,26 +115,23 @@ def _file(name: str) -> str:
 
 
 def make() -> bytes:
-    """Return the bundle: the code of unbundle.py, a table, and the code of each module in the table's order.
+    """Return the bundle: the code of unbundle.py, a table, and the code of all modules in the table's order.
 
     In front of all stands the number of the interpreter's bytecode, and in front of the first two eight digits that say
     how long they are. The table has the sources (path below the package, mtime, size), the C modules that are needed,
-    each with its file, and the modules: name, path, whether it is a package itself, length of the code. All is
-    marshalled.
+    each with its file, and the modules: name, path, whether it is a package itself. All is marshalled; the modules in
+    one go, so that what they have in common is there once.
     """
     names = hot_modules()
     loader = _file("rootless.unbundle")
     others = [loader, _file("rootless.__main__"), _file("rootless.bundle")]
     # before they are read: what changes meanwhile makes the bundle stale, not wrong
     sources = [_source(file) for file in (*others, *(file for _, file in names))]
-    codes = [marshal.dumps(compiled(file)) for _, file in names]
-    modules = [
-        (name, _path(file), file.endswith("/__init__.py"), len(code))
-        for (name, file), code in zip(names, codes, strict=True)
-    ]
+    codes = marshal.dumps(tuple(compiled(file) for _, file in names))
+    modules = [(name, _path(file), file.endswith("/__init__.py")) for name, file in names]
     head = marshal.dumps(compiled(loader))
     table = marshal.dumps((sources, _foreign_modules(), modules))
-    return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, *codes])
+    return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, codes])
 
 
 def _source(file: str) -> tuple[str, int, int]:

@@ -32,15 +32,14 @@ def load(package: str, file: FileIO) -> bool:
                 found = stat(package + path)
                 if found.st_mtime_ns != mtime or found.st_size != size:
                     return False
-            # in pieces, which all go to the same memory
-            codes = [marshal.loads(file.read(length)) for _, _, _, length in modules]
+            codes = marshal.loads(file.read())
     except (OSError, ValueError, TypeError, EOFError):
         return False
     for name, origin in foreign:
         _load_foreign(name, origin)
-    for name, path, is_package, _ in modules:
+    for name, path, is_package in modules:
         _make(name, package + path, is_package)
-    for (name, _, _, _), code in zip(modules, codes, strict=True):
+    for (name, _, _), code in zip(modules, codes, strict=True):
         _run(sys.modules[name], code)
     return True
 

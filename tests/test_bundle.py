@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
+from types import CodeType
 
 import hypothesis.strategies as st
 import needs
@@ -274,6 +275,16 @@ def test_a_traceback_has_its_lines(bundled: Installation) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 125
     assert 'raise SbxError("rootfs-missing"' in done.stderr
+
+
+def test_a_function_keeps_its_first_line() -> None:
+    def check(code: CodeType) -> int:
+        assert {line for _, _, line in code.co_lines()} <= {code.co_firstlineno}
+        covered = max((end for _, end, _ in code.co_lines()), default=0)
+        assert covered == len(code.co_code)
+        return 1 + sum(check(value) for value in code.co_consts if isinstance(value, CodeType))
+
+    assert sum(check(bundle.compiled(file)) for _, file in bundle.hot_modules()) > 500
 
 
 def test_a_slow_command_finds_the_modules_that_are_in_no_bundle(bundled: Installation) -> None:
