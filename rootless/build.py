@@ -424,10 +424,15 @@ def _files(spec: SandboxSpec, request: Request, on_host: bool, peer: Peer | Memb
 
 def _host_resolv_conf() -> str:
     try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as stream:
-            return stream.read(65536)
+        fd = os.open("/etc/resolv.conf", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(fd, 65536).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 # ── namespaces, privileges, limits ────────────────────────────────────────────────────────────────────────────────────

@@ -252,7 +252,9 @@ class WriteMaps(OutsideStep):
             return
         # Both at once: each is a program of its own and takes a millisecond.
         running = [
-            programs.spawn([name, str(pid), *(str(n) for m in maps for n in (m.container_id, m.host_id, m.size))])
+            programs.spawn(
+                [name, str(pid), *(str(n) for m in maps for n in (m.container_id, m.host_id, m.size))], folder=""
+            )
             for name, maps in (("newuidmap", self.idmap.uids), ("newgidmap", self.idmap.gids))
         ]
         said = [program.finish().strip() for program in running]

@@ -69,7 +69,7 @@ def _run(request: Request) -> int:
         return 0
     folder = state.create(name)
     try:
-        state.write_atomically(folder.path, "layers", "\n".join(image.layers).encode())
+        folder.use_layers(image.layers)
         if image.layers and find_image(request, ids).layers != image.layers:
             image = find_image(request, ids)  # it was removed or replaced before its layers were marked as used
         wanted = _spec(request, image, ids, name, identity, folder.path, peer)

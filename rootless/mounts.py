@@ -39,6 +39,7 @@ LINKS = {
 }  # fmt: skip
 
 
+ENOENT, EACCES = 2, 13
 _FOLDER, _FILE, _LINK = 0o040000, 0o100000, 0o120000
 
 
@@ -142,11 +143,11 @@ class Devices(Source):
 
 
 class Overlay(Step):
-    """Mount `lowers`, the top one first, with a writable upper layer, on `folder`/root.
+    """Mount `lowers`, the top one first, with a writable upper layer, on `folder`.
 
     All names are relative to `base`: so they are short enough for the one page that mount(2) takes, may stand in a
-    folder with a colon in its name, and /proc/mounts inside does not tell where the store is. `folder` gets upper, work
-    and root.
+    folder with a colon in its name, and /proc/mounts inside does not tell where the store is. `folder` gets upper and
+    work, which its own mount then covers.
 
     A *volatile* upper layer is one that nobody will want back: without it, unmounting syncs the whole filesystem.
     """
@@ -161,7 +162,7 @@ class Overlay(Step):
         self.volatile = volatile
 
     def describe(self) -> str:
-        return f"mount overlay of {len(self.lowers)} layers on {self.folder}/root{words(self.attributes)}"
+        return f"mount overlay of {len(self.lowers)} layers on {self.folder}{words(self.attributes)}"
 
     def execute(self, child: Child) -> None:
         os.chdir(self.base)
@@ -175,12 +176,12 @@ class Overlay(Step):
             raise SbxError(
                 "too-many-layers", f"mount overlay of {len(self.lowers)} layers: their names do not fit a page"
             )
-        syscalls.mount("overlay", self.folder + "/root", "overlay", flags, options)
-        _enter_root(self.folder + "/root", child)
+        syscalls.mount("overlay", self.folder, "overlay", flags, options)
+        _enter_root(self.folder, child)
 
     def _make_folders(self) -> None:
-        """Make upper, work and root; the root of the sandbox has the owner and mode that the top layer's has."""
-        for name in ("upper", "work", "root"):
+        """Make upper and work; the root of the sandbox has the owner and mode that the top layer's has."""
+        for name in ("upper", "work"):
             try:
                 os.mkdir(f"{self.folder}/{name}", 0o700)
             except FileExistsError:
@@ -209,7 +210,7 @@ class BindLower(Step):
 
 
 class ReadOnlyTree(Step):
-    """Use a copy of the host's tree at `path`, all of it read-only, as the root; `folder`/root is where it is put."""
+    """Use a copy of the host's tree at `path`, all of it read-only, as the root; `folder` is where it is put."""
 
     __slots__ = ("attributes", "folder", "path")
 
@@ -219,12 +220,11 @@ class ReadOnlyTree(Step):
         self.attributes = attributes | RDONLY
 
     def describe(self) -> str:
-        return f"bind {self.path} on {self.folder}/root{words(self.attributes)}"
+        return f"bind {self.path} on {self.folder}{words(self.attributes)}"
 
     def execute(self, child: Child) -> None:
-        os.mkdir(self.folder + "/root", 0o700)
-        _bind(self.path, self.folder + "/root", self.attributes)
-        _enter_root(self.folder + "/root", child)
+        _bind(self.path, self.folder, self.attributes)
+        _enter_root(self.folder, child)
 
 
 class BindRoot(Step):
@@ -460,6 +460,9 @@ class WriteFiles(Step):
         return bool(os.fstatvfs(folder).f_flag & os.ST_RDONLY)
 
 
+_EMPTY = RDONLY | NOSUID | NODEV | NOEXEC
+
+
 class Mask(Step):
     """Hide `paths`: a file behind /dev/null, a folder behind an empty read-only one. What is missing is passed over."""
 
@@ -475,29 +478,34 @@ class Mask(Step):
         empty = -1
         for path in self.paths:
             try:
-                target = _open_inside(path)
-            except _MISSING:
-                continue
-            if (os.fstat(target).st_mode & 0o170000) == _FOLDER:
-                # one empty filesystem serves all: each further mask is a copy of the first one's mount
-                if empty < 0:
-                    tree = syscalls.new_mount(
-                        "tmpfs", {"size": "4k", "nr_inodes": "1"}, RDONLY | NOSUID | NODEV | NOEXEC
-                    )
-                else:
-                    tree = syscalls.open_tree("", empty, recursive=False)
-                syscalls.move_mount(tree, target)
-                if empty < 0:
-                    empty = tree
-                else:
-                    os.close(tree)
-            else:
-                tree = syscalls.open_tree("/dev/null", recursive=False)
-                syscalls.move_mount(tree, target)
-                os.close(tree)
-            os.close(target)
+                # Most are files, and this is one call; of a folder it is an error
+                syscalls.mount("/dev/null", path, "", syscalls.MS_BIND)
+            except NotADirectoryError:
+                empty = self._mask_folder(path, empty)
+            except OSError as error:
+                if error.errno not in (ENOENT, EACCES):  # EPERM means that it could not be masked
+                    raise
         if empty >= 0:
             os.close(empty)
+
+    def _mask_folder(self, path: str, empty: int) -> int:
+        """Mask a folder, or nothing; return the empty mount to make copies of, which is `empty` if that is one."""
+        try:
+            target = _open_inside(path, os.O_PATH | os.O_DIRECTORY)
+        except _MISSING:
+            return empty
+        try:
+            # one empty filesystem serves all: each further mask is a copy of the first one's mount
+            if empty < 0:
+                empty = syscalls.new_mount("tmpfs", {"size": "4k", "nr_inodes": "1"}, _EMPTY)
+                syscalls.move_mount(empty, target)
+                return empty
+            tree = syscalls.open_tree("", empty, recursive=False)
+            syscalls.move_mount(tree, target)
+            os.close(tree)
+            return empty
+        finally:
+            os.close(target)
 
 
 class ReadOnly(Step):

@@ -37,7 +37,7 @@ from rootless.namespaces import FLAGS, Unshare, flags
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
-from rootless.supervisor import STEPS, Begun
+from rootless.supervisor import STEPS, Begun, program_refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,8 +168,7 @@ class Sandbox:
                 self._meet(self._begun, started)
                 return
         elif line.startswith(b"lost "):
-            raise SbxError("program-refused", f"become a small program: {os.strerror(line[5] - 32)}",
-                           "this host lets no file in memory be executed")  # fmt: skip
+            raise program_refused(line[5] - 32)
         elif line.startswith(b"refused "):
             raise self._refused(line[8] - 32)
         elif line == b"complete":

@@ -23,6 +23,7 @@ RLIMITS = {
     "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
 }  # fmt: skip
 
+EINVAL = 22
 _FILE_LIMIT = 1 << 20  #: bytes of an image's /etc/passwd or /etc/group that are read
 
 
@@ -135,9 +136,10 @@ def _records(path: str, fields: int) -> list[list[bytes]]:
     except OSError:
         return []
     try:
-        if (os.fstat(fd).st_mode & 0o170000) != 0o100000:
+        status = os.fstat(fd)
+        if (status.st_mode & 0o170000) != 0o100000:
             return []
-        lines = os.read(fd, _FILE_LIMIT).split(b"\n")
+        lines = os.read(fd, min(status.st_size, _FILE_LIMIT)).split(b"\n")
     finally:
         os.close(fd)
     return [parts for line in lines if len(parts := line.split(b":")) >= fields]
@@ -161,15 +163,15 @@ class BoundCapabilities(Step):
         return f"bound capabilities to {' '.join(capabilities.names(self.mask)) or 'none'}"
 
     def execute(self, child: Child) -> None:
-        number = 0
-        while True:
+        for number in range(64):
+            if self.mask >> number & 1:
+                continue
             try:
-                held = syscalls.prctl(syscalls.PR_CAPBSET_READ, number)
-            except OSError:
-                return  # EINVAL: the kernel has no capability of that number
-            if held and not self.mask >> number & 1:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
-            number += 1
+            except OSError as error:
+                if error.errno == EINVAL:
+                    return  # the kernel has no capability of that number
+                raise
 
 
 class SetCapabilities(Step):
@@ -453,31 +455,32 @@ class Exec(Step):
         return f"execute {words.decode('utf-8', 'backslashreplace')}"
 
     def execute(self, child: Child) -> None:
+        exposed = self.exposed or syscalls.landlock_version() < 2
         try:
-            self._become(self.argv[0], child)
+            self._become(self.argv[0], child, exposed)
         except FileNotFoundError:
             if not self.otherwise:
                 raise
-            self._become(self.otherwise, child)
+            self._become(self.otherwise, child, exposed)
 
-    def _become(self, name: bytes, child: Child) -> None:
+    def _become(self, name: bytes, child: Child, exposed: bool) -> None:
         if not name:
             raise FileNotFoundError(2, "the command has no name")
         argv = [name, *self.argv[1:]]  # busybox is what its first word says
         if b"/" in name:
-            self._execute(name, argv, child)
+            self._execute(name, argv, child, exposed)
         refused: OSError | None = None
         for folder in self.env.get(b"PATH", DEFAULT_PATH).split(b":"):
             try:
-                self._execute((folder or b".") + b"/" + name, argv, child)
+                self._execute((folder or b".") + b"/" + name, argv, child, exposed)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
                 refused = error  # a later folder may have one that can be executed
         raise refused or FileNotFoundError(2, "not found in PATH")
 
-    def _execute(self, path: bytes, argv: list[bytes], child: Child) -> None:
-        if self.exposed or syscalls.landlock_version() < 2:
+    def _execute(self, path: bytes, argv: list[bytes], child: Child, exposed: bool) -> None:
+        if exposed:
             # What the program between finds it can only tell by number, and it cannot go on to the next folder.
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
             plain = os.fstat(fd).st_mode & 0o170000 == 0o100000

@@ -146,13 +146,14 @@ def _collect() -> None:
 def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/") -> Running:
     """Start `argv` (its first word is looked up) in `folder`, with /dev/null as stdin and stdout and its stderr kept.
 
-    `keep` maps a descriptor in the new program to one of ours. Raises SbxError ``program-missing``.
+    `keep` maps a descriptor in the new program to one of ours; "" is the folder that we are in. Raises SbxError
+    ``program-missing``.
     """
     path = require(argv[0])
     _collect()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writer, False)  # nobody reads while it runs: what is too much is lost, and the program never waits
-    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC) if folder else -1
     # Out of the way first, or one of theirs could be overwritten before it was copied to its own place. No higher than
     # that: the limit on descriptors may be low.
     wanted = {2: writer, **(keep or {})}
@@ -164,7 +165,8 @@ def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/"
             (os.POSIX_SPAWN_DUP2, 0, 1),
             *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in high.items()),
         ]
-        os.chdir(folder)  # posix_spawn(3) has no portable word for it; we have one thread
+        if folder:
+            os.chdir(folder)  # posix_spawn(3) has no portable word for it; we have one thread
         # In a process group of its own, for what the terminal says (^C) is for the command. Signals are as every
         # program expects them: Python ignores SIGPIPE and SIGXFSZ, and that would be inherited.
         env = {"PATH": ":".join(STANDARD), "LC_ALL": "C"}
@@ -175,7 +177,9 @@ def spawn(argv: list[str], keep: dict[int, int] | None = None, folder: str = "/"
         os.close(reader)
         raise SbxError("program-failed", f"start {path}: {error.strerror}", "") from None
     finally:
-        os.fchdir(here)
-        for fd in (writer, here, *high.values()):
+        if folder:
+            os.fchdir(here)
+            os.close(here)
+        for fd in (writer, *high.values()):
             os.close(fd)
     return Running(argv[0], pid, reader)

@@ -258,8 +258,8 @@ class SandboxSpec(Value):
 def pack(value: object) -> object:
     """Return `value` as plain data that marshal can write: a Value becomes its class's name and its fields."""
     if isinstance(value, Value):
-        return ("Value", type(value).__name__, {name: pack(field) for name, field in value.fields().items()})
-    if isinstance(value, list):
+        return ("Value", type(value).__name__, {name: pack(getattr(value, name)) for name in value._defaults})
+    if isinstance(value, list) and value and isinstance(value[0], Value):  # all of one kind
         return [pack(item) for item in value]
     return value
 

@@ -1,8 +1,8 @@
 """Records of sandboxes: one folder each below ``sandboxes``; no database, no global lock. Outside.
 
-    sandboxes/NAME/lock      held (flock(2)) by the parent and the supervisor for as long as one of them lives
+    sandboxes/NAME/lock      held (flock(2)) by the parent and the supervisor for as long as one of them lives; in it, a
+                             line each, the layers in use: what the store must not delete
     sandboxes/NAME/record    who runs there (marshal, written and renamed)
-    sandboxes/NAME/layers    the layers in use, a line each: what the store must not delete
     sandboxes/NAME/upper …   what the sandbox wrote
 
 The lock is the truth about life: the kernel lets it go when the last holder ends, whatever ended it, across crashes,
@@ -29,6 +29,7 @@ ENOTEMPTY, EEXIST = 39, 17
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _DEAD = ".dead-"
 _NEW = ".new-"
+_WORK = ("", "/incompat", "/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _VERSION = 1
 
@@ -42,6 +43,11 @@ class Folder:
         self.name = name
         self.path = path
         self.lock = lock
+
+    def use_layers(self, layers: list[str]) -> None:
+        """Tell the store which layers are in use: readers see all of them or none."""
+        # One write of a few hundred bytes, and the size is what says that they are there
+        os.write(self.lock, "\n".join(layers).encode())
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write what others may know of the sandbox: atomic, readers see all of it or none.
@@ -120,6 +126,7 @@ def discard(folder: Folder) -> str:
     if _holds(folder.lock, folder.path):
         dead = aside(new_id())
         os.rename(folder.path, dead)
+        _remove_work(f"{dead}/work/work")
         try:
             trees.remove(dead)
             dead = ""
@@ -127,6 +134,21 @@ def discard(folder: Folder) -> str:
             pass
     os.close(folder.lock)
     return dead
+
+
+def _remove_work(folder: str) -> None:
+    """Delete what overlayfs leaves in its work folder, where it is what we know; nothing of the sandbox's is in there.
+
+    Folders that nobody may enter, one in the other: by their names it takes a tenth of the calls.
+    """
+    try:
+        for name in _WORK:
+            os.chmod(folder + name, 0o700)
+        os.unlink(f"{folder}{_WORK[-1]}/dirty")
+        for name in reversed(_WORK):
+            os.rmdir(folder + name)
+    except OSError:
+        return
 
 
 def _try_lock(path: str) -> int | None:

@@ -52,7 +52,8 @@ def record_path(reference: str, idmap: IdMap) -> str:
 def boot_id() -> str:
     """Return the kernel's name for this boot."""
     try:
-        return _read("/proc/sys/kernel/random/boot_id").decode("ascii").strip()
+        # The kernel clears as much memory as a read of one of these files asks for
+        return _read("/proc/sys/kernel/random/boot_id", 64).decode("ascii").strip()
     except OSError:
         return "unknown"
 
@@ -140,12 +141,13 @@ def encode(image: Image, boot: str) -> bytes:
     )
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, most: int = 1 << 14) -> bytes:
+    """Return what is in a file; `most` bytes are read at once, and fewer are the last."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = os.read(fd, 1 << 16)
-        while more := os.read(fd, 1 << 20):
-            data += more
+        data = more = os.read(fd, most)
+        while len(more) == most:
+            data += (more := os.read(fd, most))
         return data
     finally:
         os.close(fd)

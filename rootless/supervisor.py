@@ -30,10 +30,16 @@ _ECHILD = 10
 STEPS: list[type[Step]] = [Unshare, Ready, BecomeRoot, StartProcess]
 
 
+def program_refused(errno: int) -> SbxError:
+    """Return the error for a process that could not become a program of ours."""
+    return SbxError("program-refused", f"become a small program: {os.strerror(errno)}",
+                    "this host lets no file in memory be executed")  # fmt: skip
+
+
 class Begun:
     """A supervisor in its new user namespace, waiting for the id maps; `pid` is its id."""
 
-    __slots__ = ("_child", "_hand", "_held", "_holds", "_started", "_steps", "pid")
+    __slots__ = ("_child", "_hand", "_held", "_holds", "_mapped", "_started", "_steps", "pid")
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Begun:
                 hand.call(handover.OPENAT, syscalls.AT_FDCWD, hand.put(name.encode()), _WRONLY, result=hand.argument(1))
                 hand.call(handover.WRITE, 0, hand.put(content.encode()), len(content))
             hand.call(handover.CHDIR, hand.put(b"/"))
+        self._mapped = (len(hand.first) + len(hand.second)) // 8
         for fd in (status, self._holds):  # the parent, and pid 1, hear of it
             hand.call(handover.WRITE, fd, hand.put(b"."), 1)
         hand.call(handover.SETSID)
@@ -123,6 +130,8 @@ class Begun:
         call = self._hand.failed_call()
         if errno == _ECHILD:
             return SbxError("child-lost", "start the sandbox: its first process was killed")
+        if call > self._mapped:
+            return program_refused(errno)  # so soon that what it had told us before was not yet read
         if call >= self._started:
             return SbxError("supervisor-failed", f"start pid 1: write the inner id map: {os.strerror(errno)}")
         place = STEPS.index(StartProcess if call < 0 else BecomeRoot)

@@ -30,7 +30,7 @@ def remove(name: str | bytes, dir_fd: int | None = None) -> None:
         for turn in range(_TURNS):
             if _remove_leaf(name, dir_fd, is_folder=turn > 0):
                 return
-            empty(name, dir_fd)
+            empty(name, dir_fd, again=False)  # what others move there meanwhile is the next turn's
         os.rmdir(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return
@@ -38,19 +38,20 @@ def remove(name: str | bytes, dir_fd: int | None = None) -> None:
         raise _failed(name, error) from None
 
 
-def empty(name: str | bytes, dir_fd: int | None = None) -> None:
+def empty(name: str | bytes, dir_fd: int | None = None, again: bool = True) -> None:
     """Remove everything in the folder `name` (below `dir_fd`) and keep the folder itself.
 
-    Raises OSError when something resists, after everything else is gone.
+    It is looked at `again` until nothing is left in it. Raises OSError when something resists, after everything else is
+    gone.
     """
     top = _open_folder(name, dir_fd)
     try:
-        _empty(top)
+        _empty(top, again)
     finally:
         os.close(top)
 
 
-def _empty(top: int) -> None:
+def _empty(top: int, again: bool) -> None:
     """Remove everything in the open folder `top`. Each round removes _DEPTH levels of each tree in it."""
     fresh = 0
     turns = _TURNS
@@ -72,7 +73,7 @@ def _empty(top: int) -> None:
             if resisting.errno != errno.ENOTEMPTY or not turns:
                 raise resisting
             turns -= 1
-        if not entries:
+        if not entries or not (again or resisting or fresh):
             return
 
 

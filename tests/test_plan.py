@@ -58,7 +58,7 @@ def test_the_whole_of_it() -> None:
         "create a devpts,nosuid,noexec,newinstance,ptmxmode=0666,mode=0620",
         "create a tmpfs,nosuid,nodev,noexec,mode=1777,size=67108864",
         "create a mqueue,nosuid,nodev,noexec",
-        "mount overlay of 2 layers on /data/sandboxes/box/root,nosuid,nodev",
+        "mount overlay of 2 layers on /data/sandboxes/box,nosuid,nodev",
         "pivot_root, and detach the host's tree",
         "mount proc on /proc",
         "mount sysfs on /sys",
@@ -221,7 +221,7 @@ def test_one_id_has_one_user_namespace() -> None:
 def test_the_hosts_tree_is_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home")
     lines = lines_of(image=build.HOST)
-    assert place(lines, "bind / on /data/sandboxes/box/root,ro,nosuid,nodev")
+    assert place(lines, "bind / on /data/sandboxes/box,ro,nosuid,nodev")
     for folder in ("/tmp", "/var/tmp", "/run", "/home"):
         assert f"mount tmpfs on {folder}" in lines
     assert "mount tmpfs on /home" not in lines_of("--home", image=build.HOST)

@@ -480,7 +480,7 @@ def test_what_a_running_sandbox_uses_stays(ids: IdMap) -> None:
     found = store.find(parse("a"), ids)
     assert found
     sandbox = state.create("s1")
-    state.write_atomically(sandbox.path, "layers", "\n".join(found.layers).encode())
+    sandbox.use_layers(found.layers)
     freed = remove("a")
     assert freed.kept == [found.layers[0].partition("/")[0]]
     assert (Path(store.layers()) / found.layers[0]).exists()

@@ -139,7 +139,7 @@ def running_layers() -> set[str]:
     except FileNotFoundError:
         return keys
     for entry in entries:
-        with contextlib.suppress(OSError), open(entry.path + "/layers", encoding="ascii", errors="replace") as file:
+        with contextlib.suppress(OSError), open(entry.path + "/lock", encoding="ascii", errors="replace") as file:
             names = file.read().split()
             if layout.is_held(entry.path + "/lock"):
                 keys.update(name.partition("/")[0] for name in names)

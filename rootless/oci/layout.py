@@ -11,7 +11,7 @@ Below paths.data():
     locks/NAME                  locks; a lock's file exists while somebody holds or wants it
     locks/collect               the gate, see below; always there once made
     tmp/NAME/                   a Workspace: what one process has in the making
-    sandboxes/ID/{lock,layers}  made by launches: the layers that a running sandbox uses (lock is held by it)
+    sandboxes/ID/lock           made and held by launches: the layers that a running sandbox uses
 
 Every file is written in a workspace, fsynced, renamed into place, and its folder fsynced. So after kill -9 or a power
 cut the store is as before or as after. There is no global lock. The protocol:
@@ -28,7 +28,7 @@ cut the store is as before or as after. There is no global lock. The protocol:
    while it reads the pins of living workspaces, then the references, then the layers of running sandboxes, and renames
    what none of them needs into its own workspace. Pins before references: a pin goes only after its reference came.
    So an item that was there when it was pinned stays, as long as the pin does.
-5. A launch writes sandboxes/ID/layers, with sandboxes/ID/lock held, and looks for its launch record after that. The
+5. A launch writes its layers into sandboxes/ID/lock, which it holds, and looks for its launch record after that. The
    collector removes launch records before it looks at the sandboxes. One of the two sees the other.
 6. A reference is written before the launch records of what it was before are removed; who writes a launch record looks
    at the reference again after that, and removes the record if it has changed. index.json is written by whoever
