@@ -6,7 +6,7 @@ the lines, each function keeps its first; with SBX_DEBUG=1, the modules themselv
 
 The file is ``__pycache__/bundle.cpython-311`` in the package (the ending is the interpreter's cache tag), beside the
 modules' own compiled files and under the same rules: whoever may write those may write it, and it is used as long as
-time and size of every source are what they were when it was made. ``__main__`` loads it, or the modules themselves.
+time and size of every source are what they were when it was made. unbundle.py loads it, or the modules themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Load the hot modules from their bundle. Outside; imports nothing of ours.
+"""The beginning: load the hot modules from their bundle, and hand over to `entry`. Outside.
 
-Not imported: its code stands at the head of the bundle, for ``__main__`` to run.
+Its code stands at the head of the bundle, for ``__main__`` to run; it is imported only where there is no bundle.
 """
 
 from __future__ import annotations
@@ -10,13 +10,37 @@ import marshal
 import sys
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import ExtensionFileLoader
-from posix import stat
+from posix import _exit, environ, stat, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import FileIO
     from types import CodeType, ModuleType
     from typing import Any
+
+
+STARVED = b"sbx: start: out of memory\nhint: where ulimit -v is set, 32 MiB of address space will do: ulimit -v 32768\n"
+
+
+def begin(package: str = "", file: FileIO | None = None) -> None:
+    """Carry out the command line and end the process.
+
+    `package` is the absolute path of the package, if it was run by that, and `file` its bundle, where that can be used.
+    """
+    try:
+        # Somebody wants to see the modules (importtime), or their lines
+        plain = not package or bool(sys._xoptions) or b"SBX_DEBUG" in environ
+        bundled = plain or bool(file and load(package, file))
+        from rootless import entry
+
+        entry.end(entry.main(), bundled)
+    except (MemoryError, SystemError, ImportError, OSError) as error:
+        # The dynamic loader has words of its own, and the interpreter's C modules may forget which error it was.
+        said = str(error)
+        if isinstance(error, (ImportError, OSError)) and "failed to map segment" not in said and "Errno 12" not in said:
+            raise
+        write(2, STARVED)  # nothing is made up here: there is no memory for it
+        _exit(125)
 
 
 def load(package: str, file: FileIO) -> bool:
