@@ -1,8 +1,9 @@
 """The hot modules as one file of compiled code. Outside; warm: made once, after the first launch of an installation.
 
 The interpreter finds, checks and reads the thirty modules of a launch one by one, which takes it 4.5 ms; from one file
-it is 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, and `import os` means lean_os. Of
-the lines, each function keeps its first; with SBX_DEBUG=1, the modules themselves are loaded, and a traceback is exact.
+it is less than 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, no slots, and `import
+os` means lean_os. Of the lines, each function keeps its first; with SBX_DEBUG set, the modules themselves are loaded,
+and a traceback is exact.
 
 The file is ``__pycache__/bundle.cpython-311`` in the package (the ending is the interpreter's cache tag), beside the
 modules' own compiled files and under the same rules: whoever may write those may write it, and it is used as long as
@@ -86,6 +87,12 @@ class _Lean(ast.NodeTransformer):
         plain = ast.Assign([node.target], node.value) if node.value else ast.Pass()
         return ast.copy_location(plain, node)
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        # They save memory where there are many of a kind; here each costs a descriptor, and there are few.
+        node.body = [part for part in node.body if not _is_slots(part)] or [ast.copy_location(ast.Pass(), node)]
+        return node
+
     def visit_If(self, node: ast.If) -> ast.AST:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return ast.copy_location(ast.Pass(), node)
@@ -98,6 +105,11 @@ class _Lean(ast.NodeTransformer):
         if [alias.name for alias in node.names] != ["os"]:
             return node
         return ast.copy_location(ast.ImportFrom("rootless", [ast.alias("lean_os", "os")], 0), node)
+
+
+def _is_slots(node: ast.stmt) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(isinstance(target, ast.Name) and target.id == "__slots__" for target in targets)
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
