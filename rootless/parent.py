@@ -54,6 +54,7 @@ SIGALRM = 14
 #: Passed on to the command. The rest are our own faults (SEGV…), our own business (CHLD, WINCH) or can't be caught.
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP)
 ENDING = (SIGHUP, SIGINT, SIGQUIT, SIGTERM)
+LAST_STEPS = 1  #: seconds that the child's last steps may take when one of these has come
 CLEARING = 10  #: seconds in which another one of these does not keep us from clearing up
 ENOENT = 2
 
@@ -108,9 +109,9 @@ class Sandbox:
     which limit of ours that was.
     """
 
-    __slots__ = ("_begun", "_early", "_ended_by", "_go", "_is_command", "_plan", "_signals", "_status", "_supervisor",
-                 "_terminal", "_trace", "_tree", "_undo", "cut_short", "master", "namespaces", "pid", "pidfd",
-                 "usage")  # fmt: skip
+    __slots__ = ("_begun", "_early", "_ended_by", "_go", "_is_command", "_plan", "_released", "_signals", "_status",
+                 "_supervisor", "_terminal", "_trace", "_tree", "_undo", "cut_short", "master", "namespaces", "pid",
+                 "pidfd", "usage")  # fmt: skip
 
     def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
         self._plan = plan
@@ -121,6 +122,7 @@ class Sandbox:
         self._signals = signals
         self._begun: Begun | None = None
         self._trace = False
+        self._released = False
         self._early: list[int] = []
         self._undo: list[Callable[[], None]] = []
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
@@ -175,15 +177,20 @@ class Sandbox:
             self._do(self._plan.before_exec, self._command())
         else:
             self._greet(int(line.split()[1]), started)
-        os.write(self._go, b".")
+        self._let_go(line)
 
     def _meet(self, begun: Begun, started: Callable[[Sandbox], None] | None) -> None:
         """Let the supervisor start pid 1, which is in this very place, then."""
         if pid := begun.meet():
             self._greet(pid, started)
-            os.write(self._go, b".")
+            self._let_go(b"pid")
         else:
             begun.walk(self._plan, self._trace)
+
+    def _let_go(self, said: bytes) -> None:
+        """Let the child go on. When nothing is left for us to do, the command may run at any moment."""
+        self._released = said == b"complete" or (said.startswith(b"pid") and not self._plan.before_exec)
+        os.write(self._go, b".")
 
     def _greet(self, pid: int, started: Callable[[Sandbox], None] | None) -> None:
         """Do what is due outside when there is a pid 1."""
@@ -208,17 +215,20 @@ class Sandbox:
         poll.register(self._status, select.POLLIN)
         poll.register(self._signals.reader, select.POLLIN)
         while True:
-            ready = dict(poll.poll())
+            ending = [number for number in self._early if number in ENDING]
+            ready = dict(poll.poll(LAST_STEPS * 1000 if ending else None))
             # The child's word first: when the command runs already, the signal is for that.
             if self._status in ready:
                 return os.read(self._status, 4096)
+            if not ready:
+                raise _interrupted(ending[0])
             self._hear()
 
     def _hear(self) -> None:
-        """Take the signals that came during the start; one that means "end" ends it."""
+        """Take the signals that came during the start; one that means "end" ends it, at once or soon."""
         for number in self._signals.take():
-            if number in ENDING:
-                raise SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+            if number in ENDING and not self._released:
+                raise _interrupted(number)
             # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
             self._early.append(number)
 
@@ -428,6 +438,10 @@ class Sandbox:
         if self._signals:
             self._signals.restore()
             self._signals = None  # type: ignore[assignment]
+
+
+def _interrupted(number: int) -> SbxError:
+    return SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
 
 
 def _lose() -> None:

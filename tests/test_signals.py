@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,37 @@ def test_without_a_handler_the_signal_ends_the_command(sbx: Sbx, image: str, nam
         eventually(lambda: Path(f"/proc/{command}/comm").read_text() == "sleep\n", "the shell has become sleep")
         process.send_signal(number(name))
         assert shell_status(process.wait()) == 128 + number(name)
+
+
+#: A launch whose last step takes its time.
+SLOW = """
+import sys, time
+sys.path.insert(0, sys.argv.pop(1))
+from rootless import entry, plan
+from rootless.steps import Call
+whole = plan.for_sandbox
+def slow(*arguments):
+    made = whole(*arguments)
+    made.inside.insert(len(made.inside) - 1, Call("sleep", lambda: (print("here", flush=True), time.sleep({seconds}))))
+    return made
+plan.for_sandbox = slow
+sys.exit(entry.main())
+"""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.3, b""), (30, b"sbx: start the sandbox: interrupted\n")])
+def test_a_signal_during_the_last_steps_waits_for_the_command_a_second(
+    sbx: Sbx, image: str, seconds: float, said: bytes
+) -> None:
+    words = [sys.executable, "-c", SLOW.format(seconds=seconds), str(needs.CHECKOUT), "run", *NONE, image]
+    with subprocess.Popen(
+        [*words, "sleep", "20"], env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"here\n"
+        process.terminate()
+        _, stderr = process.communicate(timeout=10)
+    assert (shell_status(process.returncode), stderr) == (143, said)
 
 
 @needs.subids
