@@ -12,7 +12,7 @@ from bench_measure import median, table
 from bench_peers import World
 
 TRACE = Path(__file__).resolve().parent / "bench_trace.py"
-WHO = ("parent", "supervisor", "pid 1", "command")
+WHO = {"1": "pid 1", "2": "command"}  #: by their own ids, as they see them
 Row = tuple[str, str, int]  # who, what, the how-manieth time
 
 
@@ -46,16 +46,15 @@ def _one_launch(
     subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     ended = time.monotonic_ns()
     lines = [line.split(" ", 2) for line in trace.read_text().splitlines()]
-    processes: dict[
-        str, int
-    ] = {}  # by their own ids, which are 1 and 2 inside: the order of appearance tells them apart
+    parent = ""
     before: dict[str, int] = {}
     last = started
     seen: Counter[tuple[str, str]] = Counter()
     acts = []
     for stamp, pid, what in sorted(lines, key=lambda line: int(line[0])):
         now = int(stamp)
-        who = WHO[min(processes.setdefault(pid, len(processes)), len(WHO) - 1)]
+        parent = parent or pid
+        who = "parent" if pid == parent else WHO.get(pid, "supervisor")
         row = (who, what, seen[who, what])
         seen[who, what] += 1
         acts.append((row, (now - started) / 1e6, (now - before.get(pid, last)) / 1e6))

@@ -80,6 +80,7 @@ from rootless import (  # noqa: E402
     privileges,
     processes,
     state,
+    supervisor,
     syscalls,
     terminal,
 )
@@ -103,6 +104,8 @@ wrap(parent.Sandbox, "_open_namespaces")
 wrap(parent.Sandbox, "end")
 wrap(os, "fork")
 wrap(syscalls, "fork_into")
+wrap(supervisor.Begun, "__init__", "begin the supervisor")
+wrap(supervisor.Begun, "meet", "meet pid 1")
 wrap(processes, "_remove", "supervisor removes")
 wrap(processes.StartProcess, "_wait", "supervisor saw pid 1 end")
 

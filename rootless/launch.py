@@ -276,8 +276,12 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
             by_parent = not (mode or wanted.resources or wanted.accounted)  # a cgroup is removed by Python
             step.parent_removes = by_parent and wanted.idmap.mode != "keep"
 
+    known = _record(wanted)
+
     def started(sandbox: Sandbox) -> None:
-        folder.write_record({**_record(wanted, sandbox), "cgroup": observed.follow(sandbox) if observed else ""})
+        cgroup = observed.follow(sandbox) if observed else ""
+        found = {"pid": sandbox.pid, "start_time": state.start_time(sandbox.pid), "cgroup": cgroup}
+        folder.write_record({**known, **found, "namespaces": dict(sandbox.namespaces)})
         if request.cidfile:
             from rootless import idfile
 
@@ -324,13 +328,15 @@ def _serve(
     return sandbox.wait(timeout, wanted.stop_timeout, mode, meters, wanted.stop_signal)
 
 
-def _record(wanted: SandboxSpec, sandbox: Sandbox) -> dict[str, Any]:
+def _record(wanted: SandboxSpec) -> dict[str, Any]:
+    """Return what the sandbox's record says, as far as it is known before there are processes.
+
+    The more of it, the better: from the moment that pid 1 has a copy of our memory, all that we touch is copied.
+    """
     return {
         "name": wanted.name, "id": wanted.id, "image": wanted.image, "created": time.time(),
-        "command": [os.fsdecode(word) for word in wanted.argv], "pid": sandbox.pid,
-        "start_time": state.start_time(sandbox.pid), "parent": os.getpid(),
-        "parent_start_time": state.start_time(os.getpid()),
-        "namespaces": dict(sandbox.namespaces), "spec": spec.pack(wanted),
+        "command": [os.fsdecode(word) for word in wanted.argv], "parent": os.getpid(),
+        "parent_start_time": state.start_time(os.getpid()), "spec": spec.pack(wanted),
     }  # fmt: skip
 
 
