@@ -28,7 +28,13 @@ await:
     syscall
     cmp $-4, %rax           # EINTR
     je await
+    mov %rax, %rdx
     mov 56(%rbx), %rax      # the id of the new process, or what went wrong
+    test %rdx, %rdx
+    jg restore
+    test %rax, %rax         # end of file: nobody is there to look after it
+    js restore
+    mov $-10, %rax          # ECHILD
     jmp restore
 begin:
     mov %rdi, %r9
@@ -92,6 +98,11 @@ call:
     syscall
     cmp $-4095, %rax
     jae fail
+    test %rax, %rax
+    jnz told
+    cmpq $0, (%r12)         # read: end of file means that whoever was to be waited for is gone
+    je end
+told:
     mov 56(%r12), %rcx
     test %rcx, %rcx
     jz done

@@ -15,7 +15,7 @@ before they become programs of two hundred bytes (init.py), and for these no int
 A list is data, 64 bytes for each call: its number, six arguments, and where its result goes, which may be an argument
 of a later one. It is walked by four hundred bytes of machine code that keep off the stack, for that is in use. Their
 source is helpers/handover-x86_64.s; the tests assemble it and compare. On other machines, and where the host has no
-memory that may be executed, processes are forked.
+memory that may be executed, processes are forked; and where a shadow stack is kept of return addresses.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 #: machine → its code
 CODE = {
     "x86_64": bytes.fromhex(
-        "83fe01725a48891f48896f084c8967104c896f184c8977204c897f28488967304889fb7563b801000000488b7b70488db380"
-        "000000ba010000000f0531c0488b7b78488db380000000ba010000000f054883f8fc74e6488b4338e9180100004989f9498b"
-        "b9a8000000498bb1b000000031d24531d24531c0b8380000000f054885c07401c34c89cb4c8b63484c8d2d02000000eb5d48"
-        "8b7b5831f6488b53684531d24531c0b8380000000f054885c00f84c200000079134883bba8000000000f84b20000004531e4"
-        "eb6f48894338488b7b60b90a00000031d2f7f180c23048ffcf881785c075f04c8b63504c8d2d79000000498b04244885c079"
-        "0341ffe5498b7c2408498b742410498b5424184d8b5424204d8b4424284d8b4c24300f05483d01f0ffff7313498b4c243848"
-        "85c974034889014983c440ebb94c89634048894338488b8ba0000000f7d883c0208801b801000000488bbb88000000488bb3"
-        "90000000488b93980000000f05b8e7000000bf7d0000000f05488b6b084c8b63104c8b6b184c8b73204c8b7b28488b633048"
-        "8b1bc3"
+        "83fe01727648891f48896f084c8967104c896f184c8977204c897f28488967304889fb757fb801000000488b7b70488db380"
+        "000000ba010000000f0531c0488b7b78488db380000000ba010000000f054883f8fc74e64889c2488b43384885d20f8f3901"
+        "00004885c00f883001000048c7c0f6ffffffe9240100004989f9498bb9a8000000498bb1b000000031d24531d24531c0b838"
+        "0000000f054885c07401c34c89cb4c8b63484c8d2d02000000eb5d488b7b5831f6488b53684531d24531c0b8380000000f05"
+        "4885c00f84ce00000079134883bba8000000000f84be0000004531e4eb7b48894338488b7b60b90a00000031d2f7f180c230"
+        "48ffcf881785c075f04c8b63504c8d2d85000000498b04244885c0790341ffe5498b7c2408498b742410498b5424184d8b54"
+        "24204d8b4424284d8b4c24300f05483d01f0ffff731f4885c0750749833c24007445498b4c24384885c974034889014983c4"
+        "40ebad4c89634048894338488b8ba0000000f7d883c0208801b801000000488bbb88000000488bb390000000488b93980000"
+        "000f05b8e7000000bf7d0000000f05488b6b084c8b63104c8b6b184c8b73204c8b7b28488b6330488b1bc3"
     ),
 }
 #: The calls that lists are made of: their numbers on x86_64
@@ -186,7 +186,7 @@ def _load() -> int:
     """Return the address of the machine code. Raises OSError where there can be none."""
     global _loaded
     if not _loaded:
-        if syscalls.MACHINE not in CODE:
+        if syscalls.MACHINE not in CODE or syscalls.has_shadow_stack():
             raise OSError(38, "no code for this machine")
         _loaded = syscalls.load_code(CODE[syscalls.MACHINE])
     return _loaded

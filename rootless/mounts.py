@@ -463,8 +463,17 @@ class WriteFiles(Step):
 _EMPTY = RDONLY | NOSUID | NODEV | NOEXEC
 
 
+def _check_null() -> None:
+    """Raise OSError or SbxError unless /dev/null is that device: the user may have mounted something else on /dev."""
+    null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    device = os.fstat(null).st_rdev
+    os.close(null)
+    if device != DEVICES["null"]:
+        raise SbxError("device-wrong", "mask files: /dev/null inside is not the device of that name")
+
+
 class Mask(Step):
-    """Hide `paths`: a file behind /dev/null, a folder behind an empty read-only one. What is missing is passed over."""
+    """Hide `paths`: a file behind /dev/null, a folder behind an empty one. What is not there is passed over."""
 
     __slots__ = ("paths",)
 
@@ -476,6 +485,7 @@ class Mask(Step):
 
     def execute(self, child: Child) -> None:
         empty = -1
+        _check_null()
         for path in self.paths:
             try:
                 # Most are files, and this is one call; of a folder it is an error
@@ -483,7 +493,7 @@ class Mask(Step):
             except NotADirectoryError:
                 empty = self._mask_folder(path, empty)
             except OSError as error:
-                if error.errno not in (ENOENT, EACCES):  # EPERM means that it could not be masked
+                if error.errno not in (ENOENT, EACCES):  # of the path, that is; EPERM says that it was not masked
                     raise
         if empty >= 0:
             os.close(empty)

@@ -144,10 +144,14 @@ class Sandbox:
                 line, _, said = said.partition(b"\n")
                 try:
                     self._answer(line, started)
-                except (SbxError, OSError):
+                except (SbxError, OSError) as error:
                     # What acts on a child that has just failed fails too; what the child said is the reason.
                     said += self._last_words()
+                    if said.startswith(b"lost "):
+                        raise program_refused(said[5] - 32) from None
                     if not said.startswith(b"failed\0"):
+                        if isinstance(error, BrokenPipeError | ProcessLookupError):
+                            _lose()
                         raise
             if not (data := self._listen()):
                 break

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ENOTEMPTY, EEXIST = 39, 17
+ENOTEMPTY, EEXIST, ENOSPC = 39, 17, 28
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _DEAD = ".dead-"
 _NEW = ".new-"
@@ -45,9 +45,10 @@ class Folder:
         self.lock = lock
 
     def use_layers(self, layers: list[str]) -> None:
-        """Tell the store which layers are in use: readers see all of them or none."""
-        # One write of a few hundred bytes, and the size is what says that they are there
-        os.write(self.lock, "\n".join(layers).encode())
+        """Tell the store which layers are in use, before the launch record is looked at again. Raises SbxError."""
+        names = "\n".join(layers).encode()
+        if os.write(self.lock, names) < len(names):
+            raise SbxError("data-unwritable", f"write {self.path}/lock: {os.strerror(ENOSPC)}")
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write what others may know of the sandbox: atomic, readers see all of it or none.
@@ -137,12 +138,17 @@ def discard(folder: Folder) -> str:
 
 
 def _remove_work(folder: str) -> None:
-    """Delete what overlayfs leaves in its work folder, where it is what we know; nothing of the sandbox's is in there.
+    """Delete what overlayfs leaves in the work folder, where it is what we know: folders, one in the other.
 
-    Folders that nobody may enter, one in the other: by their names it takes a tenth of the calls.
+    Nobody may enter them; by their names it takes a tenth of the calls. No link is followed, which somebody who was
+    given our data folder could have put there.
     """
     try:
+        if os.lstat(folder[: -len("/work")]).st_mode & 0o170000 != 0o040000:
+            return
         for name in _WORK:
+            if os.lstat(folder + name).st_mode & 0o170000 != 0o040000:
+                return
             os.chmod(folder + name, 0o700)
         os.unlink(f"{folder}{_WORK[-1]}/dirty")
         for name in reversed(_WORK):

@@ -10,7 +10,7 @@ import _signal
 import os
 
 from rootless import child, handover, init, processes, syscalls
-from rootless.errors import SbxError, StepError
+from rootless.errors import FAILED, SbxError, StepError
 from rootless.handover import Handover
 from rootless.namespaces import Unshare, flags, translated
 from rootless.processes import BecomeRoot, Ready, StartProcess
@@ -141,6 +141,9 @@ class Begun:
 
     def walk(self, plan: Plan, trace: bool) -> None:
         """Walk the rest of the plan as its pid 1; never returns."""
-        os.close(self._holds)
-        processes.come_to_life(self._child, self._held)
-        child.walk(plan, self._child, trace)
+        try:
+            os.close(self._holds)
+            processes.come_to_life(self._child, self._held)
+            child.walk(plan, self._child, trace)
+        finally:
+            os._exit(FAILED)  # never back into what the parent is doing

@@ -228,6 +228,15 @@ def load_code(code: bytes) -> int:
     return int(place)
 
 
+_ARCH_PRCTL, _ARCH_SHSTK_STATUS = 158, 0x5005
+
+
+def has_shadow_stack() -> bool:
+    """Whether the processor checks where functions return to: arch_prctl(2), of x86_64 alone (Linux 6.6)."""
+    features = buffer(8)
+    return _syscall(_ARCH_PRCTL, _ARCH_SHSTK_STATUS, features, 0, 0, 0, 0) == 0 and any(bytes(features))
+
+
 def enter(code: int, frame: int, act: int, divides: bool) -> int:
     """Call the machine code at `code` with two words and return the one that it returns.
 

@@ -350,6 +350,19 @@ def test_masked(sbx: Sbx, image: str) -> None:
     assert sbx.ok("run", *NONE, image, *words) == ""
 
 
+@pytest.mark.parametrize("init", [[], ["--no-init"]], ids=["init", "no-init"])
+@pytest.mark.parametrize("null", ["missing", "folder", "file"])
+def test_files_are_masked_or_nothing_runs(sbx: Sbx, image: str, tmp_path: Path, null: str, init: list[str]) -> None:
+    """The user's own /dev, in which the device is not there, or something else."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    folder.chmod(0o755)
+    {"missing": lambda: None, "folder": (folder / "null").mkdir, "file": (folder / "null").touch}[null]()
+    result = sbx("run", *NONE, *init, "-v", f"{folder}:/dev", image, "echo", "runs")
+    assert (result.status, result.stdout) == (125, "")
+    assert result.stderr.startswith("sbx: mask "), result
+
+
 def test_unmask(sbx: Sbx, image: str) -> None:
     assert sbx.ok("run", *NONE, "--unmask", "/proc/interrupts", image, "head", "-c", "9", "/proc/interrupts")
     found = mounts(sbx.ok("run", *NONE, "--unmask", "ALL", image, "cat", "/proc/self/mountinfo"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import needs
 import pytest
 from conftest import Sbx
-from launching import NONE, running, tree
+from launching import NONE, eventually, is_gone, running, tree
 
 from rootless import handover
 
@@ -19,7 +21,7 @@ MACHINE = platform.machine()
 known = pytest.mark.skipif(MACHINE not in handover.CODE, reason=f"no machine code for {MACHINE}")
 
 HEAD = """
-import os, signal, sys
+import os, select, signal, sys
 sys.path.insert(0, sys.argv[1])
 from rootless import handover as h, syscalls
 EXIT_GROUP = 231
@@ -37,7 +39,7 @@ if os.fork() == 0:
     assert sum(before) == 499500
     os.write(1, b"goes on\\n" if os.getppid() else b"")
     os._exit(9)
-print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+os.write(1, b"%d\\n" % os.waitstatus_to_exitcode(os.wait()[1]))
 """
 )
 MEET = (
@@ -50,6 +52,7 @@ hand.call_first(h.CLOSE, say)
 hand.call_first(h.READ, go, hand.put(b" "), 1)
 hand.call_first(*{first})
 hand.pidfd = hand.argument(2)
+{early}
 hand.call(h.WRITE, 1, hand.path, 16)
 hand.call(h.WRITE, 1, hand.put(b"\\n"), 1)
 hand.call(h.FCNTL, 0, 1)  # F_GETFD: fails unless it is a descriptor
@@ -68,9 +71,10 @@ try:
 except OSError as error:
     print(error.errno, hand.failed_call(), os.waitstatus_to_exitcode(os.waitpid(begun, 0)[1]))
     sys.exit()
-if new == 0:
-    os.read(go, 1)
-    os._exit(os.getppid() != begun and begun != 1)
+if new == 0:  # goes when it is told to, or when whoever made it is gone
+    while not select.select([go], [], [], 0.01)[0] and os.getppid() == begun:
+        pass
+    os._exit(0)
 os.write(say, b".")
 print(new, os.waitstatus_to_exitcode(os.waitpid(begun, 0)[1]), flush=True)
 """
@@ -111,7 +115,7 @@ def test_a_call_that_fails_after_the_split_is_told() -> None:
 
 @known
 def test_meet() -> None:
-    path, line = run(MEET.format(first="(h.FCNTL, 0, 1)", second="(h.FCNTL, 0, 1)", killed=False))
+    path, line = run(MEET.format(first="(h.FCNTL, 0, 1)", second="(h.FCNTL, 0, 1)", killed=False, early=""))
     pid, status = line.split()
     assert path.startswith("/proc/")
     assert path.rpartition("/")[2] == pid
@@ -120,16 +124,21 @@ def test_meet() -> None:
 
 @known
 @pytest.mark.parametrize(
-    ("first", "second", "killed", "told"),
+    ("first", "second", "killed", "early", "told"),
     [
-        ("(h.FCNTL, 999, 1)", "(h.FCNTL, 0, 1)", False, ["9 2 125"]),
-        ("(h.FCNTL, 0, 1)", "(h.FCNTL, 999, 1)", False, ["9 7 125"]),
-        ("(h.FCNTL, 0, 1)", "(h.FCNTL, 0, 1)", True, ["10 -1 -9"]),
+        ("(h.FCNTL, 999, 1)", "(h.FCNTL, 0, 1)", False, "", ["9 2 125"]),
+        ("(h.FCNTL, 0, 1)", "(h.FCNTL, 999, 1)", False, "", ["9 7 125"]),
+        ("(h.FCNTL, 0, 1)", "(h.FCNTL, 0, 1)", True, "", ["10 -1 -9"]),
+        # it dies when it has made the other one, and before it has told of that
+        ("(h.FCNTL, 0, 1)", "(h.FCNTL, 0, 1)", False, "hand.call(EXIT_GROUP, 6)", ["10 -1 6"]),
+        # end of file is nothing to go on for
+        ("(h.READ, os.open('/dev/null', 0), hand.put(b''), 1)", "(h.FCNTL, 0, 1)", False, "", ["10 -1 125"]),
     ],
-    ids=["before", "after", "killed"],
+    ids=["before", "after", "killed", "gone", "end of file"],
 )
-def test_meet_tells_what_failed(first: str, second: str, killed: bool, told: list[str]) -> None:
-    assert [line for line in run(MEET.format(first=first, second=second, killed=killed)) if line[0] != "/"] == told
+def test_meet_tells_what_failed(first: str, second: str, killed: bool, early: str, told: list[str]) -> None:
+    code = MEET.format(first=first, second=second, killed=killed, early=early)
+    assert [line for line in run(code) if line[0] != "/"] == told
 
 
 @known
@@ -225,15 +234,61 @@ def test_where_it_cannot_be_processes_are_forked(sbx: Sbx, image: str, change: s
 @known
 @needs.userns
 @needs.busybox
+@needs.subids
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_parent_is_killed_while_maps_are_written(sbx: Sbx, image: str, tmp_path: Path, when: str) -> None:
+    """Then nothing goes on: no pid 1 is made, by a supervisor that nobody has met."""
+    change = """
+import os, time
+class Map(idmap.WriteMaps):
+    def execute(self, pid):
+        after = len(sys.argv) > 1 and sys.argv.pop() == "after"
+        if after:
+            super().execute(pid)
+        print(pid, flush=True)
+        time.sleep(30)
+from rootless import plan
+plan.WriteMaps = Map
+"""
+    words = [sys.executable, "-c", LAUNCH.format(change=change), str(needs.CHECKOUT), "run", *NONE, image, "true", when]
+    with subprocess.Popen(
+        words, env=sbx.env, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2),
+    ) as process:  # fmt: skip
+        assert process.stdout
+        supervisor = int(process.stdout.readline())
+        process.kill()
+    eventually(lambda: is_gone(supervisor), "the supervisor has ended")
+    assert list(tmp_path.iterdir()) == []  # a core file, say
+    sbx.ok("run", *NONE, image, "true")  # clears the folder
+    eventually(lambda: not os.listdir(sbx.home / "sandboxes"), "the debris is cleared")
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":", 1) for line in lines)
+
+
+@known
+@needs.userns
+@needs.busybox
 def test_who_is_left(sbx: Sbx, image: str) -> None:
     """Neither supervisor nor init has anything of the interpreter's, nor any file but what it waits for."""
     with running(sbx, "run", *NONE, image, "sh", "-c", "echo up; exec sleep 1000") as process:
         _, supervisor, init, _ = tree(process.pid)
         for pid, name in ((supervisor, "sbx-supervisor"), (init, "sbx-init")):
-            status = dict(
-                line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-            )
+            # the command may be a moment ahead of its last calls
+            eventually(lambda pid=pid: int(status_of(pid)["VmRSS"].split()[0]) < 100, f"{name} is a small program")  # type: ignore[misc]
+            status = status_of(pid)
             assert status["Name"].strip() == name
-            assert int(status["VmRSS"].split()[0]) < 100
+            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)]
+            assert files[:3] == ["/dev/null"] * 3
+            kinds = sorted(file.rpartition("/")[2].partition(":")[0] for file in files[3:])
             if pid == supervisor:
+                assert kinds == ["anon_inode", "lock", "pipe", "pipe"]
+                assert os.getsid(pid) == pid
                 assert int(status["SigBlk"], 16) & 0x7FFFFFFF == 0x7FFFFFFF & ~(1 << 8 | 1 << 18)
+            else:
+                assert kinds == []
+                assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 1 << 5
+                assert status["NoNewPrivs"].strip() == "1"

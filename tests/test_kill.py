@@ -18,7 +18,7 @@ from launching import NONE, eventually, is_gone, tree
 pytestmark = [needs.userns, needs.busybox]
 
 #: Long enough for the whole start; the random moments are spread over it.
-START = 0.12
+START = 0.04
 
 
 def sandboxes(sbx: Sbx) -> list[str]:
