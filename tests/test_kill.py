@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -24,6 +25,17 @@ START = 0.04
 def sandboxes(sbx: Sbx) -> list[str]:
     folder = sbx.home / "sandboxes"
     return os.listdir(folder) if folder.is_dir() else []
+
+
+def is_held(lock: Path) -> bool:
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def mounts() -> list[str]:
@@ -72,7 +84,8 @@ def kill_one(sbx: Sbx, image: str, seed: int, *words: str) -> None:
 
 
 def clear(sbx: Sbx, image: str) -> None:
-    """Nothing is left but what the next launch, whose supervisor sweeps, clears."""
+    """Nothing is left but what the next launch, whose supervisor sweeps, clears, once all that was killed has ended."""
+    eventually(lambda: not any(is_held(sbx.home / "sandboxes" / name / "lock") for name in sandboxes(sbx)), "the end")
     assert sbx("run", *NONE, image, "true").status == 0
     eventually(lambda: not sandboxes(sbx), "the debris is cleared")
 

@@ -66,11 +66,28 @@ def ensure() -> str:
     if not os.path.exists(root + "/oci-layout"):
         for folder in ("blobs/sha256", "refs", "layers", "launch", "partial", "locks", "tmp"):
             paths.ensure(f"{root}/{folder}")
-        # The last to come: where it is, the folders are. Two who write it write the same.
-        draft = f"{root}/tmp/.oci-layout-{os.urandom(6).hex()}"
-        _write_file(draft, b'{"imageLayoutVersion":"1.0.0"}')
-        os.rename(draft, root + "/oci-layout")
+        while not _mark(root):
+            pass
     return root
+
+
+def _mark(root: str) -> bool:
+    """Write oci-layout, the last to come: where it is, the folders are. Two who write it write the same.
+
+    False where the draft was taken for debris, which it looks like until it is locked.
+    """
+    draft = f"{root}/tmp/.oci-layout-{os.urandom(6).hex()}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not _is_at(fd, draft):
+            return False
+        os.write(fd, b'{"imageLayoutVersion":"1.0.0"}')
+        os.fsync(fd)
+        os.rename(draft, root + "/oci-layout")
+        return True
+    finally:
+        os.close(fd)
 
 
 def exists() -> bool:
@@ -205,19 +222,11 @@ def clear_debris() -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A file is the draft of an oci-layout; it may be somebody's this very moment, so it has a day.
-            if entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_mtime < _yesterday():
-                remove_tree(entry.path)
+            remove_tree(entry.path)
         except (OSError, SbxError):
             continue
         finally:
             os.close(fd)
-
-
-def _yesterday() -> float:
-    import time
-
-    return time.time() - 86400
 
 
 def remove_tree(folder: str) -> None:
