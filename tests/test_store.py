@@ -563,6 +563,20 @@ def test_debris_of_the_dead_is_cleared_and_that_of_the_living_is_not(home: Path)
     assert os.listdir(home / "tmp") == []
 
 
+def test_whoever_clears_debris_derives_the_index(home: Path, ids: IdMap) -> None:
+    """Its owner may have been killed when the reference was there, and index.json did not speak of it yet."""
+    make("a", TREE, ids)
+    told = (home / "index.json").read_bytes()
+    (home / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    with Workspace():
+        assert (home / "index.json").read_bytes() != told  # nobody was killed
+    (home / "tmp" / "1-dead").mkdir()
+    (home / "tmp" / ".oci-layout-dead").touch()
+    with Workspace() as work:
+        assert os.listdir(home / "tmp") == [os.path.basename(work.folder)]
+    assert (home / "index.json").read_bytes() == told
+
+
 @needs.subids
 def test_debris_of_subordinate_ids_is_cleared(home: Path) -> None:
     ids, _ = idmap.for_caller("auto")

@@ -166,7 +166,7 @@ class Workspace:
             os.close(self._fd)
 
     def __enter__(self) -> Workspace:
-        clear_debris()
+        clear_debris(self)
         return self
 
     def __exit__(
@@ -213,8 +213,12 @@ def living_pins() -> set[str]:
     return pins
 
 
-def clear_debris() -> None:
-    """Remove what processes that no longer live have left in tmp/. What resists is left, silently: it harms nobody."""
+def clear_debris(work: Workspace) -> None:
+    """Remove what processes that no longer live have left in tmp/. What resists is left, silently: it harms nobody.
+
+    Whoever left it may have been killed between a reference and index.json, so that is written first.
+    """
+    derived = False
     for entry in _entries(path("tmp")):
         try:
             fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -222,6 +226,10 @@ def clear_debris() -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not derived:
+                with contextlib.suppress(OSError):  # a full disk, on which there will be room in a moment
+                    write_index(work)
+                derived = True
             remove_tree(entry.path)
         except (OSError, SbxError):
             continue
