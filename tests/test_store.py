@@ -621,6 +621,7 @@ def test_killed_at_any_moment(home: Path, tmp_path: Path, mode: str) -> None:
         image = images.prepare(parse("killed"), ids)
         outcomes.add(image is not None)
         if image:
+            whole *= 0.8  # the first one may have had a busier machine
             assert len(list(Path(f"{store.layers()}/{image.layers[0]}").iterdir())) == 10
         assert images.prepare(parse("a"), ids)
         remove("killed")
