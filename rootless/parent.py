@@ -110,18 +110,19 @@ class Sandbox:
     """
 
     __slots__ = ("_begun", "_early", "_ended_by", "_go", "_is_command", "_plan", "_released", "_signals", "_status",
-                 "_supervisor", "_terminal", "_trace", "_tree", "_undo", "cut_short", "master", "namespaces", "pid",
+                 "_supervisor", "_terminal", "_tree", "_undo", "cut_short", "master", "namespaces", "pid",
                  "pidfd", "usage")  # fmt: skip
 
-    def __init__(self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals) -> None:
+    def __init__(
+        self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals, begun: Begun | None
+    ) -> None:
         self._plan = plan
         self._supervisor = supervisor
         self._status = status
         self._go = go
         self._terminal = terminal
         self._signals = signals
-        self._begun: Begun | None = None
-        self._trace = False
+        self._begun = begun
         self._released = False
         self._early: list[int] = []
         self._undo: list[Callable[[], None]] = []
@@ -189,7 +190,7 @@ class Sandbox:
             self._greet(pid, started)
             self._let_go(b"pid")
         else:
-            begun.walk(self._plan, self._trace)
+            begun.walk()
 
     def _let_go(self, said: bytes) -> None:
         """Let the child go on. When nothing is left for us to do, the command may run at any moment."""
@@ -488,7 +489,7 @@ def start(
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
     kept = [fd for fd in (outside, signals.reader, *ours) if fd >= 0]
-    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept)
+    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace)
     pid, born = (begun.pid, 1) if begun else _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
@@ -498,8 +499,7 @@ def start(
     for fd in (status_writer, go_reader, inside):
         if fd >= 0:
             os.close(fd)
-    sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals)
-    sandbox._begun, sandbox._trace = begun, trace
+    sandbox = Sandbox(plan, pid, status_reader, go_writer, outside, signals, begun)
     try:
         sandbox._converse(started, b"ready\n" if born else b"")
     except BaseException:
@@ -509,7 +509,7 @@ def start(
 
 
 def _begin(
-    plan: Plan, status: tuple[int, int], go: tuple[int, int], terminal: int, ours: Sequence[int]
+    plan: Plan, status: tuple[int, int], go: tuple[int, int], terminal: int, ours: Sequence[int], trace: bool
 ) -> Begun | None:
     """Begin a supervisor that needs no interpreter, if `plan` asks no more of it and the host has what it takes."""
     steps = plan.inside[: len(STEPS)]
@@ -517,7 +517,7 @@ def _begin(
     if [type(step) for step in steps] != STEPS or not (isinstance(last, StartProcess) and last.can_be_program()):
         return None
     try:
-        return Begun(steps, status, go, terminal, ours)
+        return Begun(plan, status, go, terminal, ours, trace)
     except OSError:
         return None  # no memory, or no file, that may be executed
 

@@ -29,7 +29,8 @@ ENOTEMPTY, EEXIST, ENOSPC = 39, 17, 28
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _DEAD = ".dead-"
 _NEW = ".new-"
-_WORK = ("", "/incompat", "/incompat/volatile")
+#: What overlayfs makes below its work folder for a volatile upper layer
+_WORK = ("", "/work", "/work/incompat", "/work/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _VERSION = 1
 
@@ -127,7 +128,7 @@ def discard(folder: Folder) -> str:
     if _holds(folder.lock, folder.path):
         dead = aside(new_id())
         os.rename(folder.path, dead)
-        _remove_work(f"{dead}/work/work")
+        _remove_work(f"{dead}/work")
         try:
             trees.remove(dead)
             dead = ""
@@ -138,14 +139,12 @@ def discard(folder: Folder) -> str:
 
 
 def _remove_work(folder: str) -> None:
-    """Delete what overlayfs leaves in the work folder, where it is what we know: folders, one in the other.
+    """Delete overlayfs's work folder, where what is left in it is what we know: folders, one in the other.
 
     Nobody may enter them; by their names it takes a tenth of the calls. No link is followed, which somebody who was
     given our data folder could have put there.
     """
     try:
-        if os.lstat(folder[: -len("/work")]).st_mode & 0o170000 != 0o040000:
-            return
         for name in _WORK:
             if os.lstat(folder + name).st_mode & 0o170000 != 0o040000:
                 return

@@ -39,22 +39,24 @@ def program_refused(errno: int) -> SbxError:
 class Begun:
     """A supervisor in its new user namespace, waiting for the id maps; `pid` is its id."""
 
-    __slots__ = ("_child", "_hand", "_held", "_holds", "_mapped", "_started", "_steps", "pid")
+    __slots__ = ("_child", "_hand", "_held", "_holds", "_mapped", "_plan", "_started", "_trace", "pid")
 
     def __init__(
         self,
-        steps: list[Step],
+        plan: Plan,
         status: tuple[int, int],
         go: tuple[int, int],
         terminal: int,
         ours: Sequence[int],
+        trace: bool,
     ) -> None:
         """Clone it. `status` and `go` are the pipes of the conversation, their ends to read from first.
 
         `terminal` is the child's, or -1, and `ours` what is not for the child. Raises OSError where that can't be, and
         nothing has happened then: the child is to be forked.
         """
-        unshare, _, root, start = self._steps = steps
+        self._plan, self._trace = plan, trace
+        unshare, _, root, start = plan.inside[: len(STEPS)]
         assert isinstance(unshare, Unshare)
         assert isinstance(root, BecomeRoot)
         assert isinstance(start, StartProcess)
@@ -135,15 +137,15 @@ class Begun:
         if call >= self._started:
             return SbxError("supervisor-failed", f"start pid 1: write the inner id map: {os.strerror(errno)}")
         place = STEPS.index(StartProcess if call < 0 else BecomeRoot)
-        act = self._steps[place].describe()
+        act = self._plan.inside[place].describe()
         error = translated(OSError(errno, os.strerror(errno)), act)
         return error if isinstance(error, SbxError) else StepError(act, errno, os.strerror(errno), index=place)
 
-    def walk(self, plan: Plan, trace: bool) -> None:
+    def walk(self) -> None:
         """Walk the rest of the plan as its pid 1; never returns."""
         try:
             os.close(self._holds)
             processes.come_to_life(self._child, self._held)
-            child.walk(plan, self._child, trace)
+            child.walk(self._plan, self._child, self._trace)
         finally:
             os._exit(FAILED)  # never back into what the parent is doing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -122,6 +123,61 @@ def test_discarding_spares_the_next_one_of_that_name(top: Path) -> None:
     state.discard(first)
     assert state.find("a")["name"] == "a"
     state.discard(second)
+
+
+def leave_work(folder: state.Folder) -> Path:
+    """Make what overlayfs leaves of a volatile upper layer, with folders that nobody may enter."""
+    work = Path(folder.path) / "work" / "work"
+    (work / "incompat" / "volatile").mkdir(parents=True)
+    (work / "incompat" / "volatile" / "dirty").touch()
+    for path in (work / "incompat" / "volatile", work / "incompat", work):
+        path.chmod(0)
+    return work
+
+
+def test_what_overlayfs_leaves_is_deleted_without_a_look(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = state.create("a")
+    leave_work(folder)
+    listed: list[list[tuple[bytes, bool]]] = []
+    entries = trees._entries
+
+    def seen(fd: int) -> list[tuple[bytes, bool]]:
+        listed.append(entries(fd))
+        return listed[-1]
+
+    monkeypatch.setattr(trees, "_entries", seen)
+    assert state.discard(folder) == ""
+    assert os.listdir(top) == []
+    assert listed == [[(b"lock", False)]]
+
+
+@pytest.mark.parametrize("place", ["work", "work/work", "work/work/incompat"])
+def test_no_link_in_a_work_folder_is_followed(top: Path, tmp_path: Path, place: str) -> None:
+    """Whoever was given the data folder can put one there."""
+    theirs = tmp_path / "theirs"
+    for path in (theirs, theirs / "work", theirs / "work" / "incompat", theirs / "work" / "incompat" / "volatile"):
+        path.mkdir()
+    folder = state.create("a")
+    link = Path(folder.path) / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(theirs / place.removeprefix("work").removeprefix("/"))
+    for path in (theirs / "work" / "incompat" / "volatile", theirs / "work" / "incompat", theirs / "work", theirs):
+        path.chmod(0o555)
+    assert state.discard(folder) == ""
+    assert {path.stat().st_mode & 0o777 for path in (theirs, *theirs.rglob("*"))} == {0o555}
+    assert len([*theirs.rglob("*")]) == 3
+
+
+def test_layers_that_do_not_fit_on_the_disk_are_an_error(top: Path) -> None:
+    """A limit on the size of files cuts a write(2) short as a full disk does."""
+    folder = state.create("a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, before[1]))
+    try:
+        assert code_of(folder.use_layers, ["first", "second"]) == "data-unwritable"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    state.discard(folder)
 
 
 def test_where_nothing_may_be_written_the_error_says_what_to_set(top: Path) -> None:

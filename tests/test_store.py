@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import marshal
@@ -575,6 +576,22 @@ def test_whoever_clears_debris_derives_the_index(home: Path, ids: IdMap) -> None
     with Workspace() as work:
         assert os.listdir(home / "tmp") == [os.path.basename(work.folder)]
     assert (home / "index.json").read_bytes() == told
+
+
+def test_the_index_is_derived_when_debris_had_filled_the_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.ensure()
+    dead = home / "tmp" / "1-dead"
+    dead.mkdir()
+    derive = layout.write_index
+
+    def with_room(work: Workspace) -> None:
+        if dead.exists():
+            raise OSError(errno.ENOSPC, "")
+        derive(work)
+
+    monkeypatch.setattr(layout, "write_index", with_room)
+    with Workspace():
+        assert (home / "index.json").exists()
 
 
 @needs.subids

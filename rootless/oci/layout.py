@@ -218,7 +218,7 @@ def clear_debris(work: Workspace) -> None:
 
     Whoever left it may have been killed between a reference and index.json, so that is written first.
     """
-    derived = False
+    derived: bool | None = None
     for entry in _entries(path("tmp")):
         try:
             fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -226,15 +226,23 @@ def clear_debris(work: Workspace) -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not derived:
-                with contextlib.suppress(OSError):  # a full disk, on which there will be room in a moment
-                    write_index(work)
-                derived = True
+            if derived is None:
+                derived = _derive(work)
             remove_tree(entry.path)
         except (OSError, SbxError):
             continue
         finally:
             os.close(fd)
+    if derived is False:
+        _derive(work)  # a full disk may have room now
+
+
+def _derive(work: Workspace) -> bool:
+    try:
+        write_index(work)
+        return True
+    except OSError:
+        return False
 
 
 def remove_tree(folder: str) -> None:
