@@ -173,6 +173,15 @@ def refused(name, *rest):
     return fd
 init.in_memory = refused
 """
+LATE = """
+import time
+from rootless import parent
+greet = parent.Sandbox._greet
+def late(*words):
+    time.sleep(0.3)
+    greet(*words)
+parent.Sandbox._greet = late
+"""
 NO_ROOT = """
 class Map(idmap.WriteMaps):
     def execute(self, pid):
@@ -201,10 +210,12 @@ def launch(sbx: Sbx, change: str, *words: str | Path) -> subprocess.CompletedPro
     [
         (REFUSED.format(name="init"), "become a small program: Permission denied"),
         (REFUSED.format(name="supervisor"), "become a small program: Permission denied"),
+        # Pid 1 is gone by the time that we turn to it; its supervisor's last word is the reason
+        (REFUSED.format(name="supervisor") + LATE, "become a small program: Permission denied"),
         ('processes.text = lambda ids: "0 0 x"', "start pid 1: write the inner id map: Invalid argument"),
         (NO_ROOT, "become root and drop supplementary groups: Invalid argument"),
     ],
-    ids=["init", "supervisor", "maps", "root"],
+    ids=["init", "supervisor", "late", "maps", "root"],
 )
 def test_a_launch_that_fails_there(sbx: Sbx, image: str, change: str, said: str) -> None:
     done = launch(sbx, change, image, "sleep", "10")
