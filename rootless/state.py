@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import marshal
 import os
+import time
 
 from rootless import paths, trees
 from rootless.errors import SbxError, printable
@@ -32,6 +33,7 @@ _NEW = ".new-"
 #: What overlayfs makes below its work folder for a volatile upper layer
 _WORK = ("", "/work", "/work/incompat", "/work/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
+_PAUSE = 0.002  #: seconds between the later tries: who looks may be waiting for a processor
 _VERSION = 1
 
 
@@ -104,15 +106,15 @@ def create(name: str) -> Folder:
 
 def _give_name(new: str, path: str) -> None:
     """Rename the locked folder `new` to `path`, once what had that name is out of the way."""
-    for _ in range(_TRIES):
+    for turn in range(_TRIES):
         try:
             os.rename(new, path)  # fails where there is a folder that is not empty
             return
         except OSError as error:
             if error.errno not in (ENOTEMPTY, EEXIST):
                 raise SbxError("data-unwritable", f"create folder {path}: {error.strerror}") from None
-        if not _set_aside(os.path.basename(path)):
-            os.sched_yield()
+        if _set_aside(os.path.basename(path)) is None:
+            time.sleep(_PAUSE if turn > _TRIES // 2 else 0)
     name = os.path.basename(path)
     raise SbxError("name-taken", f"create sandbox {name}: one of that name is running",
                    f"stop it with: sbx stop {name}, or choose another name")  # fmt: skip
@@ -185,18 +187,21 @@ def aside(identity: str) -> str:
     return f"{sandboxes()}/{_DEAD}{identity}"
 
 
-def _set_aside(name: str) -> str:
-    """Rename the folder of a dead sandbox; return its new path, or "" if it is alive or somebody else did."""
+def _set_aside(name: str) -> str | None:
+    """Rename the folder of a dead sandbox; return its new path, "" if there is none any more, None if it is alive.
+
+    Never the path that it had: that may be a new sandbox's by now.
+    """
     path = f"{sandboxes()}/{name}"
     lock = _try_lock(path)
     if lock is None:
-        return "" if os.path.exists(path) else path
+        return None if os.path.exists(path) else ""
     try:
         dead = aside(new_id())
         os.rename(path, dead)
         return dead
     except FileNotFoundError:
-        return path
+        return ""
     finally:
         os.close(lock)
 
@@ -213,7 +218,7 @@ def debris(limit: int = 64) -> list[str]:
             break
         if name.startswith(_DEAD):
             found.append(f"{sandboxes()}/{name}")
-        elif not _is_locked(name) and (dead := _set_aside(name)) and os.path.exists(dead):
+        elif not _is_locked(name) and (dead := _set_aside(name)):
             found.append(dead)
     return found
 
