@@ -112,7 +112,7 @@ def _check_tracers(peer: Peer) -> None:
 def _inode(record: dict[str, Any], name: str) -> int:
     """Return the number of a running sandbox's namespace, 0 where it has ended."""
     try:
-        return os.stat(f"/proc/{record['parent']}/fd/{record['namespaces'][name]}").st_ino
+        return os.stat(state.held_namespaces(record)[name]).st_ino
     except (OSError, KeyError):
         return 0
 
@@ -123,11 +123,11 @@ def open_namespaces(record: dict[str, Any], names: list[str]) -> tuple[int, dict
     They are reached through its parent, which holds them: pid 1 is hidden, even from us.
     """
     wanted = spec.unpack(record["spec"])
-    holder, numbers = record["parent"], record["namespaces"]
+    held = state.held_namespaces(record)
     joined: dict[str, int] = {}
     try:
         for name in state.namespaces_in_order(names):
-            joined[name] = os.open(f"/proc/{holder}/fd/{numbers[name]}", os.O_RDONLY | os.O_CLOEXEC)
+            joined[name] = os.open(held[name], os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, KeyError):
         raise SbxError("sandbox-gone", f"join sandbox {record['name']}: it has just ended") from None
     # Both still run, so what was opened are this sandbox's namespaces and not those of whoever got its number.

@@ -34,6 +34,7 @@ _NEW = ".new-"
 _WORK = ("", "/work", "/work/incompat", "/work/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _PAUSE = 0.002  #: seconds between the later tries: who looks may be waiting for a processor
+_MOMENT = 2  #: seconds
 _VERSION = 1
 
 
@@ -132,7 +133,9 @@ def discard(folder: Folder) -> str:
         os.rename(folder.path, dead)
         _remove_work(f"{dead}/work")
         try:
-            trees.remove(dead)
+            trees.remove(f"{dead}/upper")
+            trees.remove(f"{dead}/record")
+            trees.remove(dead)  # with the lock, by which others see that they need not do it
             dead = ""
         except SbxError:
             pass
@@ -216,9 +219,9 @@ def debris(limit: int = 64) -> list[str]:
     for name in names:
         if len(found) == limit:
             break
-        if name.startswith(_DEAD):
-            found.append(f"{sandboxes()}/{name}")
-        elif not _is_locked(name) and (dead := _set_aside(name)):
+        if _is_locked(name) or _is_in_the_making(name):
+            continue  # it lives, or whoever set it aside is deleting it
+        if dead := f"{sandboxes()}/{name}" if name.startswith(_DEAD) else _set_aside(name):
             found.append(dead)
     return found
 
@@ -230,7 +233,7 @@ def _is_locked(name: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True
+        return not name.startswith(_DEAD)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
@@ -238,6 +241,15 @@ def _is_locked(name: str) -> bool:
         return True
     finally:
         os.close(lock)
+
+
+def _is_in_the_making(name: str) -> bool:
+    """Whether the folder has no lock but had one a moment ago, or will have one in a moment."""
+    folder = f"{sandboxes()}/{name}"
+    try:
+        return not os.path.exists(folder + "/lock") and abs(time.time() - os.lstat(folder).st_ctime) < _MOMENT
+    except FileNotFoundError:
+        return True
 
 
 def running() -> list[dict[str, Any]]:
@@ -316,6 +328,25 @@ def start_time(pid: int) -> int:
         return 0
     finally:
         os.close(fd)
+
+
+def held_namespaces(record: dict[str, Any]) -> dict[str, str]:
+    """Return the paths by which the namespaces of a running sandbox can be opened, by name: its parent holds them.
+
+    While the sandbox is set up in its parent's memory (a millisecond or two) that can't be looked into; we wait for it,
+    a second at most.
+    """
+    folder = f"/proc/{record['parent']}/fd"
+    for _ in range(200):
+        try:
+            os.listdir(folder)
+        except PermissionError:
+            time.sleep(0.005)
+            continue
+        except OSError:
+            pass  # it has ended
+        break
+    return {name: f"{folder}/{fd}" for name, fd in record["namespaces"].items()}
 
 
 def open_process(record: dict[str, Any]) -> int:

@@ -16,6 +16,8 @@ import pytest
 from conftest import Sbx
 from launching import NONE, eventually, is_gone, tree
 
+from rootless import state
+
 pytestmark = [needs.userns, needs.busybox]
 
 #: Long enough for the whole start; the random moments are spread over it.
@@ -84,8 +86,13 @@ def kill_one(sbx: Sbx, image: str, seed: int, *words: str) -> None:
 
 
 def clear(sbx: Sbx, image: str) -> None:
-    """Nothing is left but what the next launch, whose supervisor sweeps, clears, once all that was killed has ended."""
+    """Nothing is left but what the next launch, whose supervisor sweeps, clears, once all that was killed has ended.
+
+    What has no lock yet, or none any more, is left alone for a moment: somebody may be at it.
+    """
     eventually(lambda: not any(is_held(sbx.home / "sandboxes" / name / "lock") for name in sandboxes(sbx)), "the end")
+    if any(not (sbx.home / "sandboxes" / name / "lock").exists() for name in sandboxes(sbx)):
+        time.sleep(state._MOMENT)
     assert sbx("run", *NONE, image, "true").status == 0
     eventually(lambda: not sandboxes(sbx), "the debris is cleared")
 

@@ -98,14 +98,31 @@ def test_a_dead_ones_name_is_free_and_its_folder_debris(top: Path) -> None:
     state.discard(alive)
 
 
-def test_the_sweep_takes_the_dead_and_leaves_the_living(top: Path) -> None:
+def test_the_sweep_takes_the_dead_and_leaves_the_living(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive, dead = state.create("alive"), state.create("dead")
     os.close(dead.lock)
-    (top / ".new-0123456789ab").mkdir()  # one whose maker was killed before it had its name
+    (top / ".new-0123456789ab").mkdir()  # one whose maker was killed before it had its name, or is about to lock it
+    for path in state.debris():
+        trees.remove(path)
+    assert sorted(os.listdir(top)) == [".new-0123456789ab", "alive"]
+    monkeypatch.setattr(state, "_MOMENT", 0)  # when that has passed
     for path in state.debris():
         trees.remove(path)
     assert os.listdir(top) == ["alive"]
     state.discard(alive)
+
+
+def test_the_sweep_leaves_what_is_being_deleted(top: Path) -> None:
+    """Whoever ends just now deletes its own; a launch that took it over would be a slow one."""
+    ending = state.create("a")
+    os.rename(ending.path, dead := state.aside("0" * 12))
+    assert state.debris() == []
+    os.unlink(f"{dead}/lock")  # it has come to that
+    assert state.debris() == []
+    os.mkdir(f"{dead}/lock")
+    os.close(ending.lock)
+    assert state.debris() == [dead]  # whatever that is
+    trees.remove(dead)
 
 
 def test_the_sweep_is_bounded(top: Path) -> None:
@@ -329,7 +346,7 @@ def test_sweeps_never_take_a_living_one(top: Path) -> None:
     assert os.listdir(top) == []
 
 
-def test_killed_at_any_moment_it_leaves_only_debris(top: Path) -> None:
+def test_killed_at_any_moment_it_leaves_only_debris(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(20):
         reader, writer = os.pipe()
         pid = os.fork()
@@ -350,6 +367,7 @@ def test_killed_at_any_moment_it_leaves_only_debris(top: Path) -> None:
         os.close(writer)
         assert state.running() == []
         state.discard(state.create("a"))
+    monkeypatch.setattr(state, "_MOMENT", 0)
     for path in state.debris():
         trees.remove(path)
     assert os.listdir(top) == []

@@ -259,9 +259,9 @@ def read_receipt(record: dict[str, Any]) -> dict[str, Any]:
     """Return the receipt of a running sandbox, read now: its command is pid 1, or pid 1's first child."""
     wanted = spec.unpack(record["spec"])
     numbers = {}
-    for name, fd in record["namespaces"].items():
+    for name, path in state.held_namespaces(record).items():
         try:
-            numbers[name] = os.stat(f"/proc/{record['parent']}/fd/{fd}").st_ino
+            numbers[name] = os.stat(path).st_ino
         except OSError:
             continue
     pids = accounting.processes(record["pid"])

@@ -176,8 +176,8 @@ def _above(found: dict[int, Namespace], kind: str, ask: Callable[[int], int], fd
 def _note_sandbox(found: dict[int, Namespace], record: dict[str, Any]) -> None:
     """Name the namespaces of a sandbox. Its pid 1 is hidden, so they are taken from its parent, which holds them."""
     wanted = spec.unpack(record["spec"])
-    for kind, fd in record["namespaces"].items():
-        namespace = _note(found, kind, f"/proc/{record['parent']}/fd/{fd}")
+    for kind, path in state.held_namespaces(record).items():
+        namespace = _note(found, kind, path)
         if namespace is None or namespace.kind != kind:
             continue
         if record["pid"] not in namespace.pids:

@@ -106,9 +106,7 @@ def _start_forwarder(record: dict[str, Any], wanted: SandboxSpec) -> None:
         if state.start_time(record["parent"]) != record["parent_start_time"]:
             raise ProcessLookupError
         for name in ("user", "net"):
-            opened.append(
-                os.open(f"/proc/{record['parent']}/fd/{record['namespaces'][name]}", os.O_RDONLY | os.O_CLOEXEC)
-            )
+            opened.append(os.open(state.held_namespaces(record)[name], os.O_RDONLY | os.O_CLOEXEC))
         resident.start("forwarder", wanted.folder, {}, (opened[1], opened[2]), while_lives=opened[0])
     except (ProcessLookupError, FileNotFoundError):
         raise SbxError("sandbox-gone", f"publish ports of sandbox {record['name']}: it has just ended") from None
