@@ -124,6 +124,41 @@ def test_front_changes_no_variable_of_the_caller(fake: Path) -> None:
     assert {line for line in shown if line.endswith("=mine")} == {f"{name}=mine" for name in mine}
 
 
+def quicken(sbx: Path, package: Path) -> None:
+    run("sh", "-c", '. "$1"; quicken "$2" "$3"', "sh", FRONT.parent / "environment.sh", sbx, package)
+
+
+def test_a_front_without_a_shell(tmp_path: Path) -> None:
+    sbx, package = tmp_path / "bin/sbx", tmp_path / "rootless"
+    sbx.parent.mkdir()
+    package.mkdir()
+    (tmp_path / "bin/python3").symlink_to(sys.executable)
+    shutil.copy(FRONT, sbx)
+    main = "import sys\nprint(__file__, sys.flags.isolated, sys.flags.no_site, sys.argv[1:])\n"
+    (package / "__main__.py").write_text(main)
+    quicken(sbx, package)
+    (tmp_path / "link").symlink_to(sbx)
+    for command in (sbx, tmp_path / "link"):
+        assert run(command, "a b", "", "-c") == f"{package}/__main__.py 1 1 ['a b', '', '-c']"
+    before = sbx.stat()
+    quicken(sbx, package)
+    assert sbx.stat().st_ino == before.st_ino
+    (package / "__main__.py").write_text("print('newer')\n")
+    os.utime(package / "__main__.py", (before.st_mtime + 5, before.st_mtime + 5))
+    quicken(sbx, package)
+    assert run(sbx) == "newer"
+
+
+@pytest.mark.parametrize("folder", ["a folder", 'a"folder', "f" * 110])
+def test_the_shell_stays_where_a_first_line_cannot_say_it(tmp_path: Path, folder: str) -> None:
+    sbx = tmp_path / folder / "bin/sbx"
+    sbx.parent.mkdir(parents=True)
+    shutil.copy(FRONT, sbx)
+    (tmp_path / "__main__.py").touch()
+    quicken(sbx, tmp_path)
+    assert sbx.read_bytes() == FRONT.read_bytes()
+
+
 def test_a_folder_as_stdin_is_told_in_one_line(installed: Path) -> None:
     folder = os.open("/", os.O_RDONLY)
     done = subprocess.run([installed / "bin/sbx", "run", "alpine"], stdin=folder, capture_output=True, text=True)
