@@ -394,7 +394,7 @@ class WriteFiles(Step):
 
     They live in a tmpfs of their own, and each is bound over the image's. What is no plain file there (a link to /run
     of the image's builder, a fifo) is replaced; where the root is read-only a link is followed (the host's
-    /etc/resolv.conf often leads to /run).
+    /etc/resolv.conf often leads to /run). An empty one is not made where there is none: resolv.conf without a network.
     """
 
     __slots__ = ("files",)
@@ -424,17 +424,20 @@ class WriteFiles(Step):
         os.rmdir(place)
 
     def _show(self, place: int, path: str, content: str, child: Child) -> None:
+        target = self._target(path, child, bool(content))
+        if target < 0:
+            return
         name = path.rpartition("/")[2]
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=place)
         os.write(fd, content.encode("utf-8", "surrogateescape"))
         os.close(fd)
         tree = syscalls.open_tree(name, place, recursive=False)
-        target = self._target(path, child)
         syscalls.move_mount(tree, target)
         os.close(target)
         os.close(tree)
 
-    def _target(self, path: str, child: Child) -> int:
+    def _target(self, path: str, child: Child, wanted: bool) -> int:
+        """Return what `path` is to be mounted on, made where it is missing; -1 if it is, and not `wanted`."""
         folder, _, name = path.rpartition("/")
         parent = _mount_point(folder, child, folder=True)
         try:
@@ -450,7 +453,8 @@ class WriteFiles(Step):
                     )
                 os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
-            pass
+            if not wanted:
+                return -1
         finally:
             os.close(parent)
         return _mount_point(path, child, folder=False)

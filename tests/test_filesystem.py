@@ -395,13 +395,22 @@ def test_sys_is_read_only(sbx: Sbx, image: str) -> None:
 
 def test_files_of_ours(sbx: Sbx, image: str) -> None:
     words = ["--hostname", "box", "--add-host", "db:10.1.2.3", image]
-    stdout = sbx.ok("run", *NONE, *words, "sh", "-c", "hostname; cat /etc/hostname /etc/hosts; cat /etc/resolv.conf")
+    stdout = sbx.ok("run", *NONE, *words, "sh", "-c", "hostname; cat /etc/hostname /etc/hosts")
     lines = stdout.splitlines()
     assert lines[:2] == ["box", "box"]
     hosts = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert "localhost" in hosts["127.0.0.1"]
     assert "box" in str(hosts)
     assert hosts["10.1.2.3"] == ["db"]
+
+
+def test_no_resolver(sbx: Sbx, hostile: Path) -> None:
+    """The image's is covered; where it has none there is nothing to say, and nothing is written to say it."""
+    words: list[str | Path] = ["run", *NONE, "--rootfs", hostile]
+    (hostile / "etc" / "resolv.conf").write_text("nameserver 10.1.1.1\n")
+    assert sbx.ok(*words, "cat", "/etc/resolv.conf") == ""
+    (hostile / "etc" / "resolv.conf").unlink()
+    assert sbx.ok(*words, "sh", "-c", "test ! -e /etc/resolv.conf && echo none") == "none"
 
 
 def test_files_of_ours_can_be_changed(sbx: Sbx, image: str) -> None:
