@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FLAG, TEXT, LIST, NUMBER, SECONDS = "flag", "text", "list", "number", "seconds"
-_EMPTY: dict[str, Any] = {FLAG: False, TEXT: "", LIST: [], NUMBER: None, SECONDS: None}
+_EMPTY: dict[str, Any] = {FLAG: False, TEXT: "", NUMBER: None, SECONDS: None}
 
 
 class Option:
@@ -25,7 +25,7 @@ class Option:
 
     def __init__(self, flags: str, kind: str, help: str, metavar: str = "", group: str = "") -> None:
         self.flags = flags.split()
-        self.name = next(flag for flag in self.flags if flag.startswith("--"))[2:].replace("-", "_")
+        self.name = flags[flags.index("--") + 2 :].partition(" ")[0].replace("-", "_")
         self.kind = kind
         self.help = help
         self.metavar = metavar
@@ -135,9 +135,8 @@ class Request:
         self.subject = subject
         self.arguments = arguments
         for option in TABLES[command]:
-            value = values.get(option.name)
-            empty = _EMPTY[option.kind]
-            setattr(self, option.name, value if value is not None else list(empty) if option.kind == LIST else empty)
+            self.__dict__[option.name] = [] if option.kind == LIST else _EMPTY[option.kind]
+        self.__dict__.update((name, value) for name, value in values.items() if value is not None)
 
 
 def read(command: str, argv: list[str]) -> Request | None:

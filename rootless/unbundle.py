@@ -10,7 +10,8 @@ import marshal
 import sys
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import ExtensionFileLoader
-from posix import _exit, environ, stat, write
+from posix import O_CLOEXEC, O_PATH, _exit, close, environ, stat, write
+from posix import open as open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,10 +53,14 @@ def load(package: str, file: FileIO) -> bool:
     try:
         with file:
             sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
-            for path, mtime, size in sources:
-                found = stat(package + path)
-                if found.st_mtime_ns != mtime or found.st_size != size:
-                    return False
+            folder = open_file(package, O_PATH | O_CLOEXEC)
+            try:
+                for path, mtime, size in sources:
+                    found = stat(path[1:], dir_fd=folder)
+                    if found.st_mtime_ns != mtime or found.st_size != size:
+                        return False
+            finally:
+                close(folder)
             codes = marshal.loads(file.read())
     except (OSError, ValueError, TypeError, EOFError):
         return False
