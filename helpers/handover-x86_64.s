@@ -1,7 +1,8 @@
 # What rootless/handover.py holds, and says why. To assemble it: as -o it.o handover-x86_64.s; objcopy -O binary -j .text it.o it
 #
-# long enter(frame, act), act 0 begin, 1 meet, 2 split. No word of it touches the stack, which another process may be
-# using. %rbx is the frame, %r12 the call that is being made, %r13 where to go when the list of calls is at its end.
+# long enter(frame, act), act 0 begin, 1 meet, 2 split, 3 lend, 4 hand back. No word of it touches the stack, which
+# another process may be using. %rbx is the frame, %r12 the call that is being made, %r13 where to go when the list of
+# calls is at its end.
     .globl enter
 enter:
     cmp $1, %esi
@@ -14,7 +15,59 @@ enter:
     mov %r15, 40(%rdi)
     mov %rsp, 48(%rdi)
     mov %rdi, %rbx
-    jne work
+    je meet
+    cmp $3, %esi
+    jb work
+    je lend
+    movq $1, 192(%rbx)      # from here on whoever lent the memory may go on from where we are
+    mov 256(%rbx), %rax     # the last call, which does not return unless it fails
+    mov 264(%rbx), %rdi
+    mov 272(%rbx), %rsi
+    mov 280(%rbx), %rdx
+    mov 288(%rbx), %r10
+    mov 296(%rbx), %r8
+    syscall
+    movq $0, 192(%rbx)
+    jmp restore
+lend:
+    mov $1, %eax            # write(go, "..", 2): one for the loan, one for the plan
+    mov 112(%rbx), %rdi
+    lea 128(%rbx), %rsi
+    mov $2, %edx
+    syscall
+    mov $2, %esi            # what is waited for: that the status pipe is closed, or a signal
+    xor %edx, %edx
+watch:
+    mov $271, %eax          # ppoll(both, 2, forever), then, after a signal, ppoll(pipe, 1, a second)
+    lea 200(%rbx), %rdi
+    xor %r10d, %r10d
+    syscall
+    test %rax, %rax
+    js watch                # EINTR
+    testb $0x10, 206(%rbx)  # POLLHUP: nobody is in our memory any more
+    jnz left
+    cmp $1, %esi
+    je lost
+    mov $1, %esi
+    lea 216(%rbx), %rdx
+    jmp watch
+left:
+    mov 192(%rbx), %rax     # 1 if it was handed back
+    test %rax, %rax
+    jnz restore
+lost:
+    mov $72, %eax           # fcntl(status, F_SETFD, 0)
+    mov 120(%rbx), %rdi
+    mov $2, %esi
+    xor %edx, %edx
+    syscall
+    mov $59, %eax           # execve: all that is left of us is a half-done thought of another's
+    mov 232(%rbx), %rdi
+    mov 240(%rbx), %rsi
+    mov 248(%rbx), %rdx
+    syscall
+    jmp end
+meet:
     mov $1, %eax            # write(go, ".", 1)
     mov 112(%rbx), %rdi
     lea 128(%rbx), %rsi
@@ -63,12 +116,31 @@ divide:
     mov $56, %eax
     syscall
     test %rax, %rax
-    jz restore              # the new process goes on where the caller was
+    jz onward
     jns stay
     cmpq $0, 168(%rbx)      # nobody was begun: the caller is still there to be told
     je restore
     xor %r12d, %r12d
     jmp fail
+onward:
+    mov 304(%rbx), %rdi     # the new process goes on where the caller was: at once, or when it is lent the memory
+    test %rdi, %rdi
+    jz restore
+    mov $3, %eax            # close(holds), our copy of the other end
+    syscall
+    mov 312(%rbx), %rdi     # read(held, byte, 1): who cloned us has done what it had to do with us
+    lea 128(%rbx), %rsi
+    mov $1, %edx
+    xor %eax, %eax
+    syscall
+    dec %rax
+    jnz end                 # end of file, and nobody is there any more
+    mov 184(%rbx), %rdi     # read(go, byte, 1): the memory is ours
+    xor %eax, %eax
+    syscall
+    dec %rax
+    jz restore
+    jmp end
 stay:
     mov %rax, 56(%rbx)
     mov 96(%rbx), %rdi      # its digits, from the last one on

@@ -12,44 +12,62 @@ before they become programs of two hundred bytes (init.py), and for these no int
                 returned from meet() too. Itself it makes the calls of its second list and becomes a program. So the
                 parent starts the supervisor, and that pid 1.
 
+    lend()      With begin(…, lends), the process that is cloned has no copy: it waits to be lent the memory, and goes
+    … hand_back()  on as if it had returned from lend(). The caller waits, and runs nothing, until it gets its memory
+                back; then it goes on as if it had returned from hand_back(), by which the borrower became another
+                program, or ended. Meanwhile there is one line of thought, which two processes take turns at, three
+                with split(). If one of them is killed in the middle of it, it is not to be taken up again: the caller
+                becomes a program that clears up. So the parent's memory does for pid 1 and the command.
+
 A list is data, 64 bytes for each call: its number, six arguments, and where its result goes, which may be an argument
-of a later one. It is walked by four hundred bytes of machine code that keep off the stack, for that is in use. Their
+of a later one. It is walked by seven hundred bytes of machine code that keep off the stack, for that is in use. Their
 source is helpers/handover-x86_64.s; the tests assemble it and compare. On other machines, and where the host has no
 memory that may be executed, processes are forked; and where a shadow stack is kept of return addresses.
 """
 
 from __future__ import annotations
 
+import os
+
 from rootless import init, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: machine → its code
 CODE = {
     "x86_64": bytes.fromhex(
-        "83fe01727648891f48896f084c8967104c896f184c8977204c897f28488967304889fb757fb801000000488b7b70488db380"
-        "000000ba010000000f0531c0488b7b78488db380000000ba010000000f054883f8fc74e64889c2488b43384885d20f8f3901"
-        "00004885c00f883001000048c7c0f6ffffffe9240100004989f9498bb9a8000000498bb1b000000031d24531d24531c0b838"
-        "0000000f054885c07401c34c89cb4c8b63484c8d2d02000000eb5d488b7b5831f6488b53684531d24531c0b8380000000f05"
-        "4885c00f84ce00000079134883bba8000000000f84be0000004531e4eb7b48894338488b7b60b90a00000031d2f7f180c230"
-        "48ffcf881785c075f04c8b63504c8d2d85000000498b04244885c0790341ffe5498b7c2408498b742410498b5424184d8b54"
-        "24204d8b4424284d8b4c24300f05483d01f0ffff731f4885c0750749833c24007445498b4c24384885c974034889014983c4"
-        "40ebad4c89634048894338488b8ba0000000f7d883c0208801b801000000488bbb88000000488bb390000000488b93980000"
-        "000f05b8e7000000bf7d0000000f05488b6b084c8b63104c8b6b184c8b73204c8b7b28488b6330488b1bc3"
+        "83fe010f825f01000048891f48896f084c8967104c896f184c8977204c897f28488967304889fb0f84e500000083fe030f82"
+        "5b010000744748c783c000000001000000488b8300010000488bbb08010000488bb310010000488b93180100004c8b932001"
+        "00004c8b83280100000f0548c783c000000000000000e95f020000b801000000488b7b70488db380000000ba020000000f05"
+        "be0200000031d2b80f010000488dbbc80000004531d20f054885c078eaf683ce00000010751383fe01741ebe01000000488d"
+        "93d8000000ebce488b83c00000004885c00f85ff010000b848000000488b7b78be0200000031d20f05b83b000000488bbbe8"
+        "000000488bb3f0000000488b93f80000000f05e9c0010000b801000000488b7b70488db380000000ba010000000f0531c048"
+        "8b7b78488db380000000ba010000000f054883f8fc74e64889c2488b43384885d20f8f8b0100004885c00f888201000048c7"
+        "c0f6ffffffe9760100004989f9498bb9a8000000498bb1b000000031d24531d24531c0b8380000000f054885c07401c34c89"
+        "cb4c8b63484c8d2d05000000e9ac000000488b7b5831f6488b53684531d24531c0b8380000000f054885c0741879664883bb"
+        "a8000000000f84110100004531e4e9cb000000488bbb300100004885ff0f84f9000000b8030000000f05488bbb3801000048"
+        "8db380000000ba0100000031c00f0548ffc80f85c6000000488bbbb800000031c00f0548ffc80f84be000000e9ad00000048"
+        "894338488b7b60b90a00000031d2f7f180c23048ffcf881785c075f04c8b63504c8d2d85000000498b04244885c0790341ff"
+        "e5498b7c2408498b742410498b5424184d8b5424204d8b4424284d8b4c24300f05483d01f0ffff731f4885c0750749833c24"
+        "007445498b4c24384885c974034889014983c440ebad4c89634048894338488b8ba0000000f7d883c0208801b80100000048"
+        "8bbb88000000488bb390000000488b93980000000f05b8e7000000bf7d0000000f05488b6b084c8b63104c8b6b184c8b7320"
+        "4c8b7b28488b6330488b1bc3"
     ),
 }
 #: The calls that lists are made of: their numbers on x86_64
 READ, WRITE, CLOSE, PWRITE, DUP2, FCNTL, CHDIR, SETSID, SETGROUPS = 0, 1, 3, 18, 33, 72, 80, 112, 116
 SETRESUID, SETRESGID, CAPSET, PRCTL, OPENAT, EXECVEAT, CLOSE_RANGE = 117, 119, 126, 157, 257, 322, 436
+EXECVE, EXIT_GROUP = 59, 231
 
-_BEGIN, _MEET, _SPLIT = range(3)
+_BEGIN, _MEET, _SPLIT, _LEND, _HAND_BACK = range(5)
 _CALL = 64  #: bytes of a call
 _CALLS = 44  #: how many there may be, in both lists together
-_FRAME = 192  #: bytes of the frame, which is what the machine code knows
+_FRAME = 320  #: bytes of the frame, which is what the machine code knows
 _SIZE = 8192  #: of all of it
-_RESULT, _FAILED = 7, 8  #: their places in the frame, in words
+_RESULT, _FAILED, _LAST = 7, 8, 32  #: their places in the frame, in words
+_POLLIN = 1
 _CLONE_PIDFD = 0x1000
 _ECHILD, _ENOMEM = 10, 12
 
@@ -61,8 +79,8 @@ class Handover:
     list: the id, /proc/ID, and the pidfd, which goes where it is told.
     """
 
-    __slots__ = ("_code", "_data", "_flags", "_memory", "_report", "_text", "_top", "base", "first", "path", "pidfd",
-                 "process", "second")  # fmt: skip
+    __slots__ = ("_code", "_data", "_flags", "_given", "_lending", "_memory", "_report", "_text", "_top", "base",
+                 "first", "path", "pidfd", "process", "second")  # fmt: skip
 
     def __init__(self, flags: int, report: int, text: bytes) -> None:
         """Prepare to clone with `flags` (clone(2)). A call that fails is told on the descriptor `report` by `text`.
@@ -73,6 +91,8 @@ class Handover:
         self._code = _load()
         self._memory = syscalls.buffer(_SIZE)
         self.base = syscalls.address(self._memory)
+        self._lending = [0] * 17
+        self._given: tuple[Sequence[bytes], syscalls.Words, syscalls.Words] | None = None
         self.first: list[int] = []
         self.second: list[int] = []
         self._data: list[bytes] = []
@@ -95,6 +115,26 @@ class Handover:
     def put_words(self, words: Sequence[bytes]) -> int:
         """Return the address of the addresses of `words`, up to a NULL, as execve(2) wants them."""
         return self.put(syscalls.words(*(self.put(word) for word in words), 0))
+
+    def lends(
+        self,
+        held: tuple[int, int],
+        go: int,
+        status: int,
+        signals: int,
+        patience: int,
+        argv: Sequence[bytes],
+        env: Sequence[bytes],
+    ) -> None:
+        """Prepare to lend our memory: the process that is cloned waits for it on its descriptor `go`.
+
+        Before that it waits on the pipe `held`, whose other end it closes, for a word of the one that clones it. The
+        memory is ours again at the hang-up of `status`. When there is something to be read on `signals` before that,
+        it is waited for `patience` seconds more. Where it does not come back whole we become the program `argv`, with
+        the environment `env` and with `status` open.
+        """
+        program = self.put(argv[0]), self.put_words(argv), self.put_words(env)
+        self._lending = [go, 0, status, signals | _POLLIN << 32, patience, 0, *program, *[0] * 6, *held[::-1]]
 
     def call(self, number: int, *arguments: int, result: int = 0) -> None:
         """Add a call to the second list; `result` is the address where its result goes, or 0."""
@@ -133,7 +173,10 @@ class Handover:
             self.base + _FRAME, self._second(), self._flags | (_CLONE_PIDFD if self.pidfd else 0), self.path + 16,
             self.pidfd,
         )  # fmt: skip
-        frame[14:23] = (go, status, ord("."), self._report, *self._text, sum(self._text) - 2, begun, self.base + _SIZE)
+        frame[14:23] = (
+            go, status, ord(".") * 0x101, self._report, *self._text, sum(self._text) - 2, begun, self.base + _SIZE
+        )  # fmt: skip
+        frame[23:] = self._lending
         head = syscalls.words(*frame, *lists).ljust(_FRAME + _CALLS * _CALL, b"\0")
         self._memory.raw = b"".join((head, *self._data))
         _kept.append(self)
@@ -170,6 +213,37 @@ class Handover:
         if pid < 0:
             raise OSError(-pid, "")
         return pid
+
+    def lend(self) -> None:
+        """Return in the process that was cloned, which has our memory then, until it hands that back.
+
+        Here, all signals must be blocked, and wait.
+        """
+        syscalls.enter(self._code, self.base, _LEND, divides=False)
+
+    def hand_back(self, number: int, *arguments: int) -> None:
+        """Make the system call `number`, with which this process leaves the memory, and return where that was lent.
+
+        Raises OSError if the call fails; then we are still where we were.
+        """
+        last = syscalls.words(number, *arguments, *(0,) * (5 - len(arguments)))
+        self._memory[_LAST * 8 : _LAST * 8 + len(last)] = last
+        failed = syscalls.enter(self._code, self.base, _HAND_BACK, divides=False)
+        if failed < 0:
+            raise OSError(-failed, os.strerror(-failed))
+
+    def execve(self, program: bytes | int, argv: Sequence[bytes], env: Mapping[bytes, bytes]) -> None:
+        """Become the program at a path, or in an open file, as os.execve() does; return where our memory was lent."""
+        if not self._given or self._given[0] is not argv:  # who looks for the program comes again and again
+            pairs = [b"%b=%b" % pair for pair in env.items()]
+            self._given = (argv, syscalls.Words(*argv), syscalls.Words(*pairs))
+        _, words, variables = self._given
+        path = syscalls.Words(b"" if isinstance(program, int) else program)
+        given = path.first, words.address, variables.address
+        if isinstance(program, int):
+            self.hand_back(EXECVEAT, program, *given, syscalls.AT_EMPTY_PATH)
+        else:
+            self.hand_back(EXECVE, *given)
 
     def failed_call(self) -> int:
         """Return which call failed, counting both lists from 0; -1 for the clone."""

@@ -20,7 +20,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: program → machine → its code, up to the words that are filled in: numbers, then the name
 CODE = {
@@ -109,38 +109,45 @@ def become_supervisor(machine: str, process: int, go: int, keep: Sequence[int], 
     os.close(pidfd)
 
 
-def become_start(machine: str, path: bytes, argv: Sequence[bytes], env: Mapping[bytes, bytes], status: int) -> None:
-    """Become the program that becomes the one at `path`, or says on `status` why not; return where that can't be.
+def become_start(
+    machine: str,
+    path: bytes,
+    argv: Sequence[bytes],
+    env: Mapping[bytes, bytes],
+    status: int,
+    execute: Callable[..., None],
+) -> bool:
+    """Become, by `execute`, the program that becomes the one at `path`, or says on `status` why not.
 
-    `status` is close-on-exec for what it becomes.
+    `status` is close-on-exec for what it becomes. Returns False where that can't be; True where `execute` returns.
     """
     if machine not in CODE["start"]:
-        return
+        return False
     os.set_inheritable(status, True)
+    fd = -1
     try:
-        _execute("start", machine, [status], [path, *argv], env)
+        fd = in_memory("start", machine, [status])
+        execute(fd, [process_name("start"), path, *argv], env)
     except OSError as error:
         os.set_inheritable(status, False)
+        if fd >= 0:
+            os.close(fd)
         if error.errno not in (EPERM, EACCES, EINVAL, ENOSYS):
             raise  # no ban on such files: the sandbox may have taken us something away, to see the interpreter instead
+        return False
+    return True
 
 
 def _become(name: str, machine: str, numbers: Sequence[int], words: Sequence[str]) -> None:
     if machine not in CODE[name]:
         return
     try:
-        _execute(name, machine, numbers, words, {})
+        fd = in_memory(name, machine, numbers)
     except OSError:
         return
-
-
-def _execute(
-    name: str, machine: str, numbers: Sequence[int], words: Sequence[str | bytes], env: Mapping[bytes, bytes]
-) -> None:
-    fd = in_memory(name, machine, numbers)
     try:
-        os.execve(fd, [process_name(name), *map(os.fsencode, words)], env)
-    finally:
+        os.execve(fd, [process_name(name), *map(os.fsencode, words)], {})
+    except OSError:
         os.close(fd)
 
 

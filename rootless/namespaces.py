@@ -103,6 +103,7 @@ class EnterTime(Step):
     """
 
     __slots__ = ()
+    alone = True
 
     def describe(self) -> str:
         return "enter the time namespace"

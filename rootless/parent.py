@@ -20,7 +20,8 @@ The child's end of the go pipe is also its sign of our life: end of file there, 
 
 What the child does up to "pid N", the supervisor mostly does without an interpreter (supervisor.py). The conversation
 is shorter then: "ready" goes without saying, and pid 1 comes with a copy of our memory as it is when the maps are
-written, since we are the only ones who have one.
+written, since we are the only ones who have one. Where we have nothing to do meanwhile, it has that very memory instead
+of a copy, and the command after it, and we go on from where they left off.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from rootless.namespaces import FLAGS, Unshare, flags
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
-from rootless.supervisor import STEPS, Begun, program_refused
+from rootless.supervisor import PATIENCE, STEPS, Begun, program_refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ SIGALRM = 14
 #: Passed on to the command. The rest are our own faults (SEGV…), our own business (CHLD, WINCH) or can't be caught.
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP)
 ENDING = (SIGHUP, SIGINT, SIGQUIT, SIGTERM)
-LAST_STEPS = 1  #: seconds that the child's last steps may take when one of these has come
 CLEARING = 10  #: seconds in which another one of these does not keep us from clearing up
 ENOENT = 2
 
@@ -78,6 +78,10 @@ class Signals:
             return os.read(self.reader, 512)
         except BlockingIOError:
             return b""
+
+    def ending(self) -> list[int]:
+        """Return those that mean "end", and are not ignored."""
+        return [number for number in ENDING if number in self._before]
 
     def restore(self) -> None:
         """Give the signals back to whoever had them; but those that would end us, only when we have cleared up."""
@@ -143,6 +147,8 @@ class Sandbox:
         while True:
             while not said.startswith(b"failed\0") and b"\n" in said:
                 line, _, said = said.partition(b"\n")
+                if line.startswith(b"lost "):
+                    raise program_refused(line[5] - 32)
                 try:
                     self._answer(line, started)
                 except (SbxError, OSError) as error:
@@ -152,7 +158,7 @@ class Sandbox:
                         raise program_refused(said[5] - 32) from None
                     if not said.startswith(b"failed\0"):
                         if isinstance(error, BrokenPipeError | ProcessLookupError):
-                            _lose()
+                            raise lost() from None
                         raise
             if not (data := self._listen()):
                 break
@@ -160,7 +166,7 @@ class Sandbox:
         if said:
             raise self._failure(said)
         if not self.pid and any(isinstance(step, StartProcess) for step in self._plan.inside):
-            _lose()
+            raise lost()
         if self._terminal >= 0 and (master := syscalls.receive_fd(self._terminal)) is not None:
             # What a killed process had open is closed from the lowest number on: the other end of `go` first, so that
             # the supervisor knows, and restores our terminal, before the hang-up of its own ends the sandbox.
@@ -174,8 +180,6 @@ class Sandbox:
             if self._begun:
                 self._meet(self._begun, started)
                 return
-        elif line.startswith(b"lost "):
-            raise program_refused(line[5] - 32)
         elif line.startswith(b"refused "):
             raise self._refused(line[8] - 32)
         elif line == b"complete":
@@ -185,12 +189,17 @@ class Sandbox:
         self._let_go(line)
 
     def _meet(self, begun: Begun, started: Callable[[Sandbox], None] | None) -> None:
-        """Let the supervisor start pid 1, which is in this very place, then."""
-        if pid := begun.meet():
-            self._greet(pid, started)
-            self._let_go(b"pid")
-        else:
+        """Let the supervisor start pid 1, which is in this very place, then: with a copy of our memory, or lent it."""
+        pid = begun.meet()
+        if not pid:
             begun.walk()
+        self._greet(pid, started)
+        if begun.lends:
+            self._released = True
+            begun.lend()
+            begun.close()
+        else:
+            self._let_go(b"pid")
 
     def _let_go(self, said: bytes) -> None:
         """Let the child go on. When nothing is left for us to do, the command may run at any moment."""
@@ -221,19 +230,19 @@ class Sandbox:
         poll.register(self._signals.reader, select.POLLIN)
         while True:
             ending = [number for number in self._early if number in ENDING]
-            ready = dict(poll.poll(LAST_STEPS * 1000 if ending else None))
+            ready = dict(poll.poll(PATIENCE * 1000 if ending else None))
             # The child's word first: when the command runs already, the signal is for that.
             if self._status in ready:
                 return os.read(self._status, 4096)
             if not ready:
-                raise _interrupted(ending[0])
+                raise interrupted(ending[0])
             self._hear()
 
     def _hear(self) -> None:
         """Take the signals that came during the start; one that means "end" ends it, at once or soon."""
         for number in self._signals.take():
             if number in ENDING and not self._released:
-                raise _interrupted(number)
+                raise interrupted(number)
             # The command's: it may even run by now, and pid 1 not yet have closed its copy of the status pipe.
             self._early.append(number)
 
@@ -277,7 +286,7 @@ class Sandbox:
         fields = said.decode("utf-8", "surrogateescape").split("\0")
         index, errno, code, message, hint = int(fields[1]), int(fields[2]), *fields[3:6]
         if index < 0:
-            return SbxError("supervisor-failed", f"start pid 1: {message}", hint)
+            return SbxError(code or "supervisor-failed", message if code else f"start pid 1: {message}", hint)
         step = self._plan.inside[index]
         if code == child.INTERNAL:
             message = f"{step.describe()}: {message}"
@@ -436,6 +445,8 @@ class Sandbox:
         while self._undo:
             self._undo.pop()()
         self._close_namespaces()
+        if self._begun:
+            self._begun.close()
         for fd in (self._status, self._terminal, self.pidfd):
             if fd >= 0:
                 os.close(fd)
@@ -445,13 +456,19 @@ class Sandbox:
             self._signals = None  # type: ignore[assignment]
 
 
-def _interrupted(number: int) -> SbxError:
+def interrupted(number: int) -> SbxError:
+    """Return the error for a start that the signal `number` ended."""
     return SbxError("interrupted", "start the sandbox: interrupted", status=SIGNALLED + number)
+
+
+def lost() -> SbxError:
+    """Return the error for a child that ended before the command ran."""
+    return SbxError("child-lost", "start the sandbox: its first process was killed")
 
 
 def _lose() -> None:
     """Raise for a child that ended while it was being served."""
-    raise SbxError("child-lost", "start the sandbox: its first process was killed")
+    raise lost()
 
 
 def _relay(master: int, mode: SavedMode | None, poll: select.poll) -> Relay | None:
@@ -489,7 +506,7 @@ def start(
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
     kept = [fd for fd in (outside, signals.reader, *ours) if fd >= 0]
-    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace)
+    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace, signals.ending())
     pid, born = (begun.pid, 1) if begun else _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
@@ -509,7 +526,13 @@ def start(
 
 
 def _begin(
-    plan: Plan, status: tuple[int, int], go: tuple[int, int], terminal: int, ours: Sequence[int], trace: bool
+    plan: Plan,
+    status: tuple[int, int],
+    go: tuple[int, int],
+    terminal: int,
+    ours: Sequence[int],
+    trace: bool,
+    ending: Sequence[int],
 ) -> Begun | None:
     """Begin a supervisor that needs no interpreter, if `plan` asks no more of it and the host has what it takes."""
     steps = plan.inside[: len(STEPS)]
@@ -517,7 +540,7 @@ def _begin(
     if [type(step) for step in steps] != STEPS or not (isinstance(last, StartProcess) and last.can_be_program()):
         return None
     try:
-        return Begun(plan, status, go, terminal, ours, trace)
+        return Begun(plan, status, go, terminal, ours, trace, ending)
     except OSError:
         return None  # no memory, or no file, that may be executed
 

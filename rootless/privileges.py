@@ -356,7 +356,7 @@ class OrdinarySignals(Step):
         for number in _signal.valid_signals():
             try:
                 if _signal.getsignal(number) != _signal.SIG_DFL:
-                    _signal.signal(number, _signal.SIG_DFL)
+                    syscalls.default_signal(number)
             except (OSError, ValueError):
                 continue  # KILL, STOP and those that the C library keeps for itself
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -464,15 +464,18 @@ class Exec(Step):
             self._become(self.otherwise, child, exposed)
 
     def _become(self, name: bytes, child: Child, exposed: bool) -> None:
+        """Become the program called `name`; like execve(2), returns in the lender of the memory alone."""
         if not name:
             raise FileNotFoundError(2, "the command has no name")
         argv = [name, *self.argv[1:]]  # busybox is what its first word says
         if b"/" in name:
             self._execute(name, argv, child, exposed)
+            return
         refused: OSError | None = None
         for folder in self.env.get(b"PATH", DEFAULT_PATH).split(b":"):
             try:
                 self._execute((folder or b".") + b"/" + name, argv, child, exposed)
+                return
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
@@ -480,6 +483,7 @@ class Exec(Step):
         raise refused or FileNotFoundError(2, "not found in PATH")
 
     def _execute(self, path: bytes, argv: list[bytes], child: Child, exposed: bool) -> None:
+        execute = child.lender.execve if child.lender else os.execve
         if exposed:
             # What the program between finds it can only tell by number, and it cannot go on to the next folder.
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -487,8 +491,9 @@ class Exec(Step):
             os.close(fd)
             if not plain or not os.access(path, os.X_OK):
                 raise PermissionError(13, "Permission denied")
-            init.become_start(syscalls.MACHINE, path, argv, self.env, child.status)
-        os.execve(path, argv, self.env)
+            if init.become_start(syscalls.MACHINE, path, argv, self.env, child.status, execute):
+                return
+        execute(path, argv, self.env)
 
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rootless.spec import IdMap
 
 SIGKILL, SIGCHLD, SIGSTOP = 9, 17, 19
+EAGAIN = 11
 LOST = b"lost X\n"  #: what is told where a process cannot become its program, with the errno + 32 for the X
 
 
@@ -45,7 +46,14 @@ def exit_code(status: int) -> int:
 def await_go(child: Child) -> None:
     """Wait for the parent's word. If the parent is gone there is nobody to tell: end."""
     if os.read(child.go, 1) != b".":
+        _end_alone(child)
+
+
+def _end_alone(child: Child) -> None:
+    """End, since the parent or the supervisor is gone."""
+    if not child.lender:
         os._exit(FAILED)
+    raise SbxError("child-lost", "start the sandbox: its supervisor was killed")  # the parent goes on in this memory
 
 
 class Ready(Step):
@@ -234,17 +242,17 @@ class StartProcess(Step):
 
 def come_to_life(child: Child, held: int) -> None:
     """Wait until the supervisor has written our id maps; from now on die with it."""
-    if os.read(held, 1) != b".":
-        os._exit(FAILED)
     child.held = held
-    _arm_death_signal(held)
+    if not child.lender and os.read(held, 1) != b".":  # a borrower has waited for that before it came here
+        _end_alone(child)
+    _arm_death_signal(child)
 
 
-def _arm_death_signal(held: int) -> None:
+def _arm_death_signal(child: Child) -> None:
     """Die with our parent, which holds the other end of the pipe `held`."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
-    if _is_closed(held):
-        os._exit(FAILED)  # it had died before
+    if _is_closed(child.held):
+        _end_alone(child)  # it had died before
 
 
 class ArmDeathSignal(Step):
@@ -256,7 +264,7 @@ class ArmDeathSignal(Step):
         return "arm the death signal"
 
     def execute(self, child: Child) -> None:
-        _arm_death_signal(child.held)
+        _arm_death_signal(child)
 
 
 class StartCommand(Step):
@@ -278,6 +286,8 @@ class StartCommand(Step):
         _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
         if os.getpid() == 1 and _leave_to_command(child):
             return
+        if child.lender:
+            raise OSError(EAGAIN, os.strerror(EAGAIN))  # for want of a process; and no copy may stay in that memory
         pid = os.fork()
         if pid == 0:
             return
@@ -442,7 +452,7 @@ class HideMemory(Step):
         return "hide this process's memory and command line"
 
     def execute(self, child: Child) -> None:
-        _wipe_words()
+        _wipe_words(child)
         syscalls.prctl(syscalls.PR_SET_NAME, self.name)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
@@ -459,14 +469,14 @@ class HideWords(Step):
         return "hide this process's command line"
 
     def execute(self, child: Child) -> None:
-        _wipe_words()
+        _wipe_words(child)
 
 
-def _wipe_words() -> None:
+def _wipe_words(child: Child) -> None:
     fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
     fields = os.read(fd, 4096).rpartition(b")")[2].split()
     os.close(fd)
     # proc_pid_stat(5) counts from 1 and the name was cut off with its two first fields
     arg_start, arg_end, env_start, env_end = (int(field) for field in fields[45:49])
-    syscalls.wipe(arg_start, arg_end)
-    syscalls.wipe(env_start, env_end)
+    for start, end in ((arg_start, arg_end), (env_start, env_end)):
+        child.wiped.append((start, end, syscalls.wipe(start, end)))

@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rootless.handover import Handover
+
     Undo = Callable[[], None]
 
 
@@ -19,10 +21,11 @@ class Child:
     `status` is written to the parent, `go` read from it; `terminal` is a unix socket, or -1. End of file on `go` means
     that the parent is gone, on `held` (-1 before there is one) that the supervisor is. `creatable` are the ids of the
     mounts in which a missing mount point may be made: ours, never the user's. `done` is the number of the plan's steps
-    that had been done when the child came to be.
+    that had been done when the child came to be. `lender` is whose memory it has borrowed from the parent, if it has;
+    `wiped` what it wiped there, to be put back: from where to where, and where the copy is.
     """
 
-    __slots__ = ("creatable", "done", "go", "held", "status", "terminal")
+    __slots__ = ("creatable", "done", "go", "held", "lender", "status", "terminal", "wiped")
 
     def __init__(self, status: int, go: int, terminal: int = -1, done: int = 0) -> None:
         self.done = done
@@ -30,13 +33,19 @@ class Child:
         self.go = go
         self.terminal = terminal
         self.held = -1
+        self.lender: Handover | None = None
+        self.wiped: list[tuple[int, int, int]] = []
         self.creatable: set[int] = set()
 
 
 class Step:
-    """One act of the child. `execute` raises OSError, or SbxError where the errno would mislead."""
+    """One act of the child. `execute` raises OSError, or SbxError where the errno would mislead.
+
+    `alone` says that the kernel allows it only in a process with memory of its own.
+    """
 
     __slots__ = ()
+    alone = False
 
     def describe(self) -> str:
         """Return the act as one imperative line, lower case, without a full stop."""

@@ -2,16 +2,21 @@
 
 It takes the first steps of a plan, up to the one that starts pid 1, just as they say it. A supervisor that has more to
 do when its pid 1 has ended (a terminal to restore, a cgroup to remove) takes them itself: StartProcess.
+
+And pid 1 gets no interpreter of its own either where the parent has nothing to do until the command runs: it is lent
+the parent's memory for so long.
 """
 
 from __future__ import annotations
 
 import _signal
 import os
+import sys
 
-from rootless import child, handover, init, processes, syscalls
-from rootless.errors import FAILED, SbxError, StepError
+from rootless import child, handover, init, paths, processes, syscalls
+from rootless.errors import SbxError, StepError
 from rootless.handover import Handover
+from rootless.idmap import WriteMaps
 from rootless.namespaces import Unshare, flags, translated
 from rootless.processes import BecomeRoot, Ready, StartProcess
 from rootless.steps import Child, Step
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 _F_SETFD = 2
 _WRONLY = os.O_WRONLY | os.O_CLOEXEC
 _ECHILD = 10
+PATIENCE = 1  #: seconds that pid 1's last steps may take when a signal that means "end" has come
 
 #: The steps that it takes
 STEPS: list[type[Step]] = [Unshare, Ready, BecomeRoot, StartProcess]
@@ -37,9 +43,13 @@ def program_refused(errno: int) -> SbxError:
 
 
 class Begun:
-    """A supervisor in its new user namespace, waiting for the id maps; `pid` is its id."""
+    """A supervisor in its new user namespace, waiting for the id maps; `pid` is its id.
 
-    __slots__ = ("_child", "_hand", "_held", "_holds", "_mapped", "_plan", "_started", "_trace", "pid")
+    `lends` says that its pid 1 waits to be lent our memory.
+    """
+
+    __slots__ = ("_child", "_hand", "_held", "_holds", "_mapped", "_plan", "_signals", "_started", "_trace", "lends",
+                 "pid")  # fmt: skip
 
     def __init__(
         self,
@@ -49,29 +59,41 @@ class Begun:
         terminal: int,
         ours: Sequence[int],
         trace: bool,
+        ending: Sequence[int],
     ) -> None:
         """Clone it. `status` and `go` are the pipes of the conversation, their ends to read from first.
 
-        `terminal` is the child's, or -1, and `ours` what is not for the child. Raises OSError where that can't be, and
-        nothing has happened then: the child is to be forked.
+        `terminal` is the child's, or -1, and `ours` what is not for the child. A signal of `ending` ends a start that
+        does not get on. Raises OSError where that can't be, and nothing has happened then: the child is to be forked.
         """
         self._plan, self._trace = plan, trace
+        self.lends = _can_borrow(plan)
         unshare, _, root, start = plan.inside[: len(STEPS)]
         assert isinstance(unshare, Unshare)
         assert isinstance(root, BecomeRoot)
         assert isinstance(start, StartProcess)
-        null, program = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), -1
+        null, program, signals = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), -1, -1
         self._held, self._holds = -1, -1
         try:
             self._held, self._holds = os.pipe()
             program = init.in_memory("supervisor", syscalls.MACHINE, [0, go[0], 0])
-            self._hand = Handover(flags(start.names) | syscalls.SIGCHLD, status[1], processes.LOST)
-            self._before(root, go[0], (status[0], go[1], *ours))
+            memory = syscalls.CLONE_VM if self.lends else 0
+            self._hand = Handover(flags(start.names) | syscalls.SIGCHLD | memory, status[1], processes.LOST)
+            if self.lends:
+                signals = syscalls.signal_descriptor(ending)
+                home = os.fsencode(os.path.dirname(os.path.dirname(start.remove[0][0])))
+                words = [sys.executable, "-ISE", paths.PACKAGE + "/lost.py", str(status[0])]
+                argv = [os.fsencode(word) for word in words]
+                self._hand.lends(
+                    (self._held, self._holds), go[0], status[0], signals, PATIENCE, argv, [b"SBX_HOME=" + home]
+                )
+            self._before(root, go[0], (status[0], go[1], *(fd for fd in (signals, *ours) if fd >= 0)))
             self._after(start, status[1], go[0], null, program)
             self.pid = self._clone(flags(unshare.names), go[1], status[0])
+            self._signals, signals = signals, -1
         finally:
             # Its own are copies; and pid 1's will be, of those.
-            for fd in (null, self._held, self._holds, program):
+            for fd in (null, self._held, self._holds, program, signals):
                 if fd >= 0:
                     os.close(fd)
         self._child = Child(status[1], go[0], terminal, len(STEPS))
@@ -121,7 +143,8 @@ class Begun:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
     def meet(self) -> int:
-        """Let it go on, for its id maps are written, and return the id of pid 1; 0 in that one. Raises SbxError."""
+        """Let it go on, for its id maps are written, and return the id of pid 1; 0 in that one, unless it is to be lent
+        our memory. Raises SbxError."""
         try:
             return self._hand.meet()
         except OSError as error:
@@ -142,10 +165,36 @@ class Begun:
         return error if isinstance(error, SbxError) else StepError(act, errno, os.strerror(errno), index=place)
 
     def walk(self) -> None:
-        """Walk the rest of the plan as its pid 1; never returns."""
-        try:
+        """Walk the rest of the plan as its pid 1; returns only where memory was lent, in the parent."""
+        if not self.lends:
             os.close(self._holds)
-            processes.come_to_life(self._child, self._held)
-            child.walk(self._plan, self._child, self._trace)
-        finally:
-            os._exit(FAILED)  # never back into what the parent is doing
+        child.walk(self._plan, self._child, self._trace, self._held)
+
+    def lend(self) -> None:
+        """Let pid 1, and the command, walk the rest of the plan in our memory; return when the command runs, or none.
+
+        Where one of them is killed meanwhile, we become another program (lost.py).
+        """
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        self._child.lender = self._hand
+        self._hand.lend()
+        self.walk()  # as pid 1, then as the command; and at its end we are the parent again
+        for wiped in self._child.wiped:
+            syscalls.restore(*wiped)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+    def close(self) -> None:
+        """Let go of what is held for lend(). Idempotent."""
+        if self._signals >= 0:
+            os.close(self._signals)
+            self._signals = -1
+
+
+def _can_borrow(plan: Plan) -> bool:
+    """Whether pid 1 of `plan` can do with our memory: nothing is to be done meanwhile, nor undone if that is lost."""
+    if plan.attach or plan.before_exec or not all(isinstance(step, WriteMaps) for step in plan.before_go):
+        return False
+    if not sys.executable:
+        return False
+    return not any(step.alone for step in plan.inside)

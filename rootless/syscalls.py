@@ -32,7 +32,22 @@ class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
+class _Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """The address of bytes, which it keeps."""
+
+    _type_ = "z"
+
+
+class _Plain(_ctypes.CFuncPtr):
+    """A function whose arguments are bytes, buffers, None, and ints of 32 bits: wider ones it would cut off."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
 class _Function(_ctypes.CFuncPtr):
+    """A function of any arguments; it takes twice the time."""
+
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
     _argtypes_ = (_Pointer,) * 7
@@ -55,7 +70,7 @@ class _LockedCall(_ctypes.CFuncPtr):
 
 
 _LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
+_syscall = _Plain(_ctypes.dlsym(_LIBC, "syscall"))
 
 MACHINE = os.uname().machine
 
@@ -65,11 +80,13 @@ _NUMBERS = {
         clone=56, pivot_root=155, mount=165, umount2=166, sethostname=170, prctl=157, capget=125, capset=126,
         keyctl=250, unshare=272, setns=308, prlimit64=302, seccomp=317, statx=332, sendmsg=46, recvmsg=47,
         personality=135, mknodat=259, setdomainname=171, clock_settime=227, finit_module=313, timerfd_create=283,
+        rt_sigaction=13, signalfd4=289,
     ),
     "aarch64": dict(
         clone=220, pivot_root=41, mount=40, umount2=39, sethostname=161, prctl=167, capget=90, capset=91,
         keyctl=219, unshare=97, setns=268, prlimit64=261, seccomp=277, statx=291, sendmsg=211, recvmsg=212,
         personality=92, mknodat=33, setdomainname=162, clock_settime=112, finit_module=273, timerfd_create=85,
+        rt_sigaction=134, signalfd4=74,
     ),
 }  # fmt: skip
 _NUMBERS["riscv64"] = _NUMBERS["aarch64"]  # both use the generic table
@@ -85,16 +102,19 @@ AT_SYMLINK_NOFOLLOW = 0x100
 
 
 def _call(name: str, *args: int | bytes | object | None) -> int:
-    """Make the system call `name`; raise OSError with its errno when it fails."""
+    """Make the system call `name`; raise OSError with its errno when it fails.
+
+    All arguments that the call looks at must be given, and an address as a _Pointer.
+    """
     try:
         number = _NR[name]
     except KeyError:
         raise OSError(38, f"{name} on {MACHINE}: not supported") from None  # ENOSYS
-    result = _syscall(number, *args, *(0,) * (6 - len(args)))
+    result: int = _syscall(number, *args)
     if result == -1:
         errno = _ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
-    return int(result)
+    return result
 
 
 def _libc(name: str, *args: int | bytes | object) -> int:
@@ -108,14 +128,12 @@ def _libc(name: str, *args: int | bytes | object) -> int:
     return int(result & 0xFFFFFFFF)
 
 
-def buffer(size: int) -> Any:
-    """Return `size` bytes of zeroed memory that a call may write to; bytes() reads them."""
+def buffer(size: int = 256) -> Any:
+    """Return `size` bytes of zeroed memory that a call may write to; bytes() reads them.
+
+    The first one of each size costs ten microseconds, for a type of its own.
+    """
     return (_Byte * size)()
-
-
-def _filled(raw: bytes) -> Any:
-    """Return memory of our own that holds a copy of `raw`, for structures that point at one another."""
-    return (_Byte * len(raw)).from_buffer_copy(raw)
 
 
 def address(memory: Any) -> int:
@@ -126,6 +144,28 @@ def address(memory: Any) -> int:
 def words(*values: int) -> bytes:
     """Return `values` as consecutive 64-bit words: the layout of the newer calls' argument structures."""
     return b"".join((value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, sys.byteorder) for value in values)
+
+
+class Words:
+    """Texts, or structures that point at one another, in memory, each with a NUL behind it.
+
+    `first` is where the first is, and `address` where their addresses are, which end with a NULL, as execve(2) wants
+    them. Both are good for as long as this is kept.
+    """
+
+    __slots__ = ("_addresses", "_texts", "address", "first")
+
+    def __init__(self, *texts: bytes) -> None:
+        self._texts = _Text(b"\0".join(texts))  # bytes have a NUL of their own behind them
+        self.first = end = _place(self._texts)
+        places = [(end := end + len(text) + 1) - len(text) - 1 for text in texts]
+        self._addresses = _Text(words(*places, 0))
+        self.address = _place(self._addresses)
+
+
+def _place(text: _Text) -> int:
+    """Return where the bytes are that `text` refers to."""
+    return int.from_bytes(bytes(text), sys.byteorder)
 
 
 def _path(path: str | bytes) -> bytes:
@@ -223,7 +263,7 @@ def load_code(code: bytes) -> int:
     )
     if place == -1:
         raise OSError(_ctypes.get_errno(), os.strerror(_ctypes.get_errno()))
-    _Function(_ctypes.dlsym(_LIBC, "memcpy"))(place, code, len(code), 0, 0, 0, 0)
+    _MEMCPY(place, code, len(code), 0, 0, 0, 0)
     _libc("mprotect", place, len(code), _PROT_READ | _PROT_EXEC)
     return int(place)
 
@@ -233,8 +273,8 @@ _ARCH_PRCTL, _ARCH_SHSTK_STATUS = 158, 0x5005
 
 def has_shadow_stack() -> bool:
     """Whether the processor checks where functions return to: arch_prctl(2), of x86_64 alone (Linux 6.6)."""
-    features = buffer(8)
-    return _syscall(_ARCH_PRCTL, _ARCH_SHSTK_STATUS, features, 0, 0, 0, 0) == 0 and any(bytes(features))
+    features = buffer()
+    return _syscall(_ARCH_PRCTL, _ARCH_SHSTK_STATUS, features, 0, 0, 0, 0) == 0 and any(bytes(features)[:8])
 
 
 def enter(code: int, frame: int, act: int, divides: bool) -> int:
@@ -254,6 +294,16 @@ def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace: sethostname(2)."""
     raw = name.encode()
     _call("sethostname", raw, len(raw))
+
+
+def signal_descriptor(numbers: Sequence[int]) -> int:
+    """Return a descriptor on which blocked signals of `numbers` can be read, close-on-exec: signalfd(2)."""
+    return _call("signalfd4", -1, words(sum(1 << number - 1 for number in numbers)), 8, os.O_CLOEXEC)
+
+
+def default_signal(number: int) -> None:
+    """Restore the default action of a signal, past the interpreter, which is to remember its own: sigaction(2)."""
+    _call("rt_sigaction", number, bytes(32), None, 8)
 
 
 # ── mounts: mount(2), fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), pivot_root(2) ─────────────────────────
@@ -340,7 +390,7 @@ STATX_MNT_ID = 0x1000
 
 def mount_id(fd: int) -> int:
     """Return the id of the mount that `fd` is on, as in /proc/PID/mountinfo: statx(2) (Linux 5.8)."""
-    result = buffer(256)
+    result = buffer()
     _call("statx", fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, result)
     return int.from_bytes(bytes(result)[144:152], sys.byteorder)
 
@@ -377,9 +427,8 @@ def capability_sets(effective: int, permitted: int, inheritable: int) -> tuple[b
 
 def permitted_capabilities() -> int:
     """Return this process's permitted set, a mask of 1 << CAP_*: capget(2)."""
-    header = _filled(_CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4))
-    data = buffer(24)
-    _call("capget", header, data)
+    data = buffer()
+    _call("capget", _CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4), data)
     raw = bytes(data)
     return int.from_bytes(raw[4:8], sys.byteorder) | int.from_bytes(raw[16:20], sys.byteorder) << 32
 
@@ -389,9 +438,9 @@ def seccomp_load(program: bytes) -> None:
 
     Needs no_new_privs or CAP_SYS_ADMIN in the user namespace.
     """
-    text = _filled(program)
+    text = Words(program)
     length = (len(program) // 8).to_bytes(2, sys.byteorder) + bytes(6)
-    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, length + words(address(text)))
+    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, length + words(text.first))
 
 
 def prlimit(resource: int, soft: int, hard: int) -> None:
@@ -468,27 +517,27 @@ MSG_CMSG_CLOEXEC = 0x40000000
 
 def socketpair() -> tuple[int, int]:
     """Return two connected unix stream sockets as descriptors, close-on-exec."""
-    pair = buffer(8)
+    pair = buffer()
     _libc("socketpair", 1, 1 | os.O_CLOEXEC, 0, pair)  # AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC
     raw = bytes(pair)
-    return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:], sys.byteorder)
+    return int.from_bytes(raw[:4], sys.byteorder), int.from_bytes(raw[4:8], sys.byteorder)
 
 
 def send_fd(sock: int, fd: int) -> None:
     """Send the descriptor `fd` over the unix socket `sock`, with one byte of data: sendmsg(2)."""
-    data = _filled(b".")
-    vector = _filled(words(address(data), 1))
+    data = Words(b".")
+    vector = Words(words(data.first, 1))
     # struct cmsghdr, the descriptor, and padding to a whole word
-    control = _filled(words(20) + b"".join(v.to_bytes(4, sys.byteorder) for v in (_SOL_SOCKET, _SCM_RIGHTS, fd, 0)))
-    _call("sendmsg", sock, words(0, 0, address(vector), 1, address(control), 24, 0), 0)
+    control = Words(words(20) + b"".join(v.to_bytes(4, sys.byteorder) for v in (_SOL_SOCKET, _SCM_RIGHTS, fd, 0)))
+    _call("sendmsg", sock, words(0, 0, vector.first, 1, control.first, 24, 0), 0)
 
 
 def receive_fd(sock: int) -> int | None:
     """Return the descriptor that comes over the unix socket `sock`, or None at the other's end of file: recvmsg(2)."""
-    data, control = buffer(1), buffer(24)
-    vector = _filled(words(address(data), 1))
-    header = _filled(words(0, 0, address(vector), 1, address(control), 24, 0))
-    if _call("recvmsg", sock, header, MSG_CMSG_CLOEXEC) == 0:
+    data, control = buffer(), buffer()
+    vector = Words(words(address(data), 1))
+    header = Words(words(0, 0, vector.first, 1, address(control), 24, 0))
+    if _call("recvmsg", sock, _Pointer(header.first), MSG_CMSG_CLOEXEC) == 0:
         return None
     return int.from_bytes(bytes(control)[16:20], sys.byteorder)
 
@@ -529,7 +578,7 @@ def interface_index(name: str) -> int:
 
 def packed_address(text: str) -> bytes:
     """Return the 4 or 16 bytes of an IPv4 or IPv6 address, b"" where `text` is none: inet_pton(3)."""
-    result = buffer(16)
+    result = buffer()
     family = _AF_INET6 if ":" in text else _AF_INET
     if "\0" in text or _libc("inet_pton", family, text.encode("utf-8", "replace"), result) != 1:
         return b""
@@ -539,9 +588,24 @@ def packed_address(text: str) -> bytes:
 # ── memory of this process ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def wipe(start: int, end: int) -> None:
-    """Overwrite this process's memory from `start` up to `end` with zeroes."""
-    _MEMSET(start, 0, end - start, 0, 0, 0, 0)
+def wipe(start: int, end: int) -> int:
+    """Overwrite this process's memory from `start` up to `end` with zeroes; restore() finds what was there at the
+    address that is returned."""
+    size = end - start
+    copy = int(_MALLOC(size, 0, 0, 0, 0, 0, 0))
+    if not copy:
+        raise MemoryError
+    _MEMCPY(copy, start, size, 0, 0, 0, 0)
+    _MEMSET(start, 0, size, 0, 0, 0, 0)
+    return copy
 
 
-_MEMSET = _Function(_ctypes.dlsym(_LIBC, "memset"))
+def restore(start: int, end: int, copy: int) -> None:
+    """Undo wipe(), once."""
+    _MEMCPY(start, copy, end - start, 0, 0, 0, 0)
+    _FREE(copy, 0, 0, 0, 0, 0, 0)
+
+
+_MALLOC, _FREE, _MEMCPY, _MEMSET = (
+    _Function(_ctypes.dlsym(_LIBC, name)) for name in ("malloc", "free", "memcpy", "memset")
+)

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,52 @@ os.write(say, b".")
 print(new, os.waitstatus_to_exitcode(os.waitpid(begun, 0)[1]), flush=True)
 """
 )
+LEND = (
+    HEAD
+    + """
+import time
+status, told = os.pipe()
+go, say = os.pipe()
+held, holds = os.pipe()
+signals = syscalls.signal_descriptor([signal.SIGTERM])
+hand = h.Handover(syscalls.CLONE_VM | syscalls.SIGCHLD, told, b"lost X\\n")
+hand.call_first(h.CLOSE, say)
+hand.call_first(h.READ, go, hand.put(b" "), 1)
+{early}
+for fd in (told, holds):
+    hand.call(h.WRITE, fd, hand.put(b"."), 1)
+hand.call(EXIT_GROUP, 5)
+script = b"read said <&$0; echo lost $said"
+hand.lends((held, holds), go, status, signals, 1, [b"/bin/sh", b"-c", script, b"%d" % status], [b"PATH=/usr/bin:/bin"])
+ours = os.getpid()
+before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+begun = hand.begin(0, say, status)
+os.close(told)
+for fd in (go, held, holds):
+    os.close(fd)
+try:
+    new = hand.meet()
+except OSError as error:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.waitpid(begun, 0)
+    print(error.errno)
+    sys.exit()
+thoughts = [os.getpid() == ours]
+hand.lend()
+thoughts += [os.getpid() == new, os.read(go, 1)]
+os.write(told, b"words\\n")
+{borrowed}
+thoughts.append(os.getpid() == ours)
+os.waitpid(begun, 0)
+print(*thoughts, os.read(status, 9), flush=True)
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+signal.pthread_sigmask(signal.SIG_SETMASK, before)
+"""
+)
+END = "hand.hand_back(EXIT_GROUP, 3)"
+INNER = """inner = h.Handover(syscalls.CLONE_VM | syscalls.SIGCHLD, 2, b'lost X ')
+inner.call(EXIT_GROUP, 0)
+inner.split()"""
 NOTHING = "(h.SETSID,) if os.getsid(0) != os.getpid() else (h.FCNTL, 0, 1)"
 
 
@@ -139,6 +186,48 @@ def test_meet() -> None:
 def test_meet_tells_what_failed(first: str, second: str, killed: bool, early: str, told: list[str]) -> None:
     code = MEET.format(first=first, second=second, killed=killed, early=early)
     assert [line for line in run(code) if line[0] != "/"] == told
+
+
+@known
+@pytest.mark.parametrize(
+    ("borrowed", "said"),
+    [
+        (END, []),
+        ("hand.execve(b'/bin/sh', [b'sh', b'-c', b'echo $A $0', b'x y'], {b'A': b'1 2', b'B': b''})", ["1 2 x y"]),
+        (
+            "hand.execve(os.open('/bin/sh', os.O_RDONLY), [b'sh', b'-c', b'echo $A'], {b'A': b'by number'})",
+            ["by number"],
+        ),
+        # what fails leaves us where we were
+        (f"try: hand.execve(b'/none', [], {{}})\nexcept FileNotFoundError: thoughts.append(2)\n{END}", []),
+        # a signal is kept for when the memory is back
+        (f"os.kill(ours, 15); time.sleep(0.2)\n{END}", ["heard"]),
+        # another process may take its turn
+        (f"{INNER}\nthoughts.append(os.getpid() != new)\n{END}", []),
+    ],
+    ids=["end", "path", "file", "refused", "signal", "split"],
+)
+def test_lend(borrowed: str, said: list[str]) -> None:
+    thoughts, *others = sorted(run(LEND.format(early="", borrowed=borrowed)), key=lambda line: not line.startswith("T"))
+    between = "2 " if "/none" in borrowed else "True " if "split" in borrowed else ""
+    assert thoughts == f"True True b'.' {between}True b'words\\n'"
+    assert others == said
+
+
+@known
+@pytest.mark.parametrize(
+    "borrowed",
+    ["os.kill(new, 9)", "os.kill(ours, 15); time.sleep(2); os._exit(0)"],  # it has a second to end what it is doing
+    ids=["killed", "patience"],
+)
+def test_memory_that_is_lost(borrowed: str) -> None:
+    """Then the lender is another program."""
+    assert run(LEND.format(early="", borrowed=borrowed)) == ["lost words"]
+
+
+@known
+def test_whoever_waits_for_memory_ends_with_the_one_that_made_it() -> None:
+    assert run(LEND.format(early="hand.call(EXIT_GROUP, 6)", borrowed="")) == ["10"]
 
 
 @known
@@ -303,3 +392,92 @@ def test_who_is_left(sbx: Sbx, image: str) -> None:
                 assert kinds == []
                 assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 1 << 5
                 assert status["NoNewPrivs"].strip() == "1"
+
+
+# ── a launch in the parent's memory ───────────────────────────────────────────────────────────────────────────────────
+
+#: Pid 1, or the command, stops where it is told to, in its parent's memory, and says who it is.
+HELD = """
+import os, time
+from rootless import mounts, privileges
+act = {step}.execute
+def held(step, child):
+    os.write(1, b"%d %d\\n" % (os.getpid(), child.lender is not None))
+    time.sleep(30)
+    act(step, child)
+{step}.execute = held
+"""
+STOPS = ["mounts.PivotRoot", "privileges.NoNewPrivileges"]
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+@pytest.mark.parametrize("step", STOPS)
+@pytest.mark.parametrize("victim", ["parent", "supervisor", "pid 1", "command"])
+def test_one_is_killed_in_its_parents_memory(sbx: Sbx, image: str, step: str, victim: str) -> None:
+    """Whichever it is, all of it ends, and nothing is left."""
+    with begin(sbx, image, step) as process:
+        pids = dict(zip(["parent", "supervisor", "pid 1", "command"], tree(process.pid), strict=False))
+        os.kill(pids.get(victim, pids["pid 1"]), signal.SIGKILL)
+        assert process.wait(20) == (-9 if victim == "parent" else 125)
+        if victim != "parent":
+            assert process.stderr
+            assert process.stderr.read() == b"sbx: start the sandbox: its first process was killed\n"
+    for pid in pids.values():
+        eventually(lambda pid=pid: is_gone(pid), "all have ended")  # type: ignore[misc]
+    assert victim == "parent" or os.listdir(sbx.home / "sandboxes") == []
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+@pytest.mark.parametrize("step", STOPS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_hangs_in_its_parents_memory(sbx: Sbx, image: str, step: str, number: int) -> None:
+    with begin(sbx, image, step) as process:
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+        assert process.stderr
+        assert process.stderr.read() == b"sbx: start the sandbox: interrupted\n"
+    assert os.listdir(sbx.home / "sandboxes") == []
+
+
+def begin(sbx: Sbx, image: str, step: str) -> subprocess.Popen[bytes]:
+    code = LAUNCH.format(change=HELD.format(step=step))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, image, "true"],
+        env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stdout.readline().split()[1] == b"1"
+    return process
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_the_parent_gets_its_memory_back_as_it_was(sbx: Sbx, image: str) -> None:
+    script = "echo up; exec sleep 1000"
+    with running(sbx, "run", *NONE, "-u", "guest", image, "sh", "-c", script) as process:
+        parent = Path(f"/proc/{process.pid}")
+        assert b"exec sleep 1000" in (parent / "cmdline").read_bytes()
+        assert b"SBX_HOME=" in (parent / "environ").read_bytes()  # and it may be looked into
+        blocked = next(line for line in (parent / "status").read_text().splitlines() if line.startswith("SigBlk"))
+        assert int(blocked.split()[1], 16) == 0
+
+
+@needs.userns
+@needs.busybox
+def test_exec_into_one_that_has_just_begun(sbx: Sbx, image: str) -> None:
+    """It is known, and its parent's memory is still lent: that is waited for."""
+    code = LAUNCH.format(change=HELD.format(step=STOPS[1]).replace("sleep(30)", "sleep(0.3)"))
+    command = [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, "--name", "young", image, "sleep", "9"]
+    with subprocess.Popen(command, env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert sbx.ok("exec", "young", "echo", "in") == "in"
+        process.terminate()

@@ -28,6 +28,7 @@ ROWS = [
     ("child", "child"),
     ("supervisor", "supervisor"),
     ("parent", "parent"),
+    ("what the parent becomes", "lost"),
     ("images", "oci"),
     ("what watches a launch", "observe"),
     ("networks of several", "networks"),
