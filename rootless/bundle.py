@@ -55,14 +55,16 @@ def compiled(file: str) -> CodeType:
     return _short(compile(_lean(file), file, "exec", dont_inherit=True, optimize=2))
 
 
+#: CPython, Objects/locations.md: up to eight units of the same line, without columns; for longer code than there is
+_ONE_LINE = bytes((0x80 | 13 << 3 | 7, 0)) * 1000
+
+
 def _short(code: CodeType) -> CodeType:
-    """Return `code` with one line for all of it, whose table is a twentieth of the whole one's size."""
-    units = len(code.co_code) // 2
-    # CPython, Objects/locations.md: up to eight units of the same line, without columns
-    lengths = [8] * (units // 8) + ([units % 8] if units % 8 else [])
-    table = b"".join(bytes((0x80 | 13 << 3 | length - 1, 0)) for length in lengths)
+    """Return `code` with one line for all of it, whose table is one for all code."""
+    if len(code.co_code) > 16 * 1000:
+        raise OSError(errno.E2BIG, f"{code.co_name}: {os.strerror(errno.E2BIG)}")
     constants = tuple(_short(value) if isinstance(value, CodeType) else value for value in code.co_consts)
-    return code.replace(co_consts=constants, co_linetable=table, co_qualname=code.co_name)
+    return code.replace(co_consts=constants, co_linetable=_ONE_LINE, co_qualname=code.co_name)
 
 
 def _lean(file: str) -> ast.Module:

@@ -48,8 +48,8 @@ def walk(plan: Plan, child: Child, trace: bool = False, held: int = -1) -> None:
     finally:
         if not child.lender:
             os._exit(status)
-    if status:
-        child.lender.hand_back(EXIT_GROUP, status)
+        if not child.lender.is_back():
+            child.lender.hand_back(EXIT_GROUP, status)
 
 
 def _report(child: Child, index: int, errno: int, code: str, message: str, hint: str) -> None:

@@ -66,7 +66,7 @@ _CALL = 64  #: bytes of a call
 _CALLS = 44  #: how many there may be, in both lists together
 _FRAME = 320  #: bytes of the frame, which is what the machine code knows
 _SIZE = 8192  #: of all of it
-_RESULT, _FAILED, _LAST = 7, 8, 32  #: their places in the frame, in words
+_RESULT, _FAILED, _BACK, _LAST = 7, 8, 24, 32  #: their places in the frame, in words
 _POLLIN = 1
 _CLONE_PIDFD = 0x1000
 _ECHILD, _ENOMEM = 10, 12
@@ -231,6 +231,10 @@ class Handover:
         failed = syscalls.enter(self._code, self.base, _HAND_BACK, divides=False)
         if failed < 0:
             raise OSError(-failed, os.strerror(-failed))
+
+    def is_back(self) -> bool:
+        """Whether the memory that was lent is the lender's again, so that it is the lender who asks."""
+        return bool(self._memory[_BACK * 8] != b"\0")
 
     def execve(self, program: bytes | int, argv: Sequence[bytes], env: Mapping[bytes, bytes]) -> None:
         """Become the program at a path, or in an open file, as os.execve() does; return where our memory was lent."""

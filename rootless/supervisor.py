@@ -176,9 +176,12 @@ class Begun:
         Where one of them is killed meanwhile, we become another program (lost.py).
         """
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        # Nothing is imported inside; and if it were, it would be the image's, and stay in our memory.
+        path, sys.path = sys.path, []
         self._child.lender = self._hand
         self._hand.lend()
         self.walk()  # as pid 1, then as the command; and at its end we are the parent again
+        sys.path = path
         for wiped in self._child.wiped:
             syscalls.restore(*wiped)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
