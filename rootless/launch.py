@@ -70,8 +70,11 @@ def _run(request: Request) -> int:
     folder = state.create(name)
     try:
         folder.use_layers(image.layers)
-        if image.layers and find_image(request, ids).layers != image.layers:
-            image = find_image(request, ids)  # it was removed or replaced before its layers were marked as used
+        if image.layers and not store.is_current(image, ids):
+            # It was just pulled; or removed, or replaced, before its layers were marked as used
+            before, image = image, find_image(request, ids)
+            if image.layers != before.layers:
+                folder.use_layers(image.layers)
         wanted = _spec(request, image, ids, name, identity, folder.path, peer)
         steps = plan.for_sandbox(wanted, peer)
     except BaseException:

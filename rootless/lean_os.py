@@ -7,14 +7,16 @@ does there; what is missing is noticed by the tests, which look up every `os.…
 
 from __future__ import annotations
 
+import posix
 import sys
-from posix import *  # noqa: F403 (that is the point)
-from posix import _exit as _exit
-from posix import environ as _started_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from posix import O_CLOEXEC, O_PATH, close, getcwd, open, readlink, stat, stat_result
+
+# `from posix import *`, in a fifth of the time
+globals().update({**vars(posix), **globals()})
+_started_with = posix.environ
 
 _CODEC = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
@@ -46,7 +48,7 @@ class _Environment:
         return fsencode(name) in _started_with
 
 
-environ = _Environment()  # type: ignore[assignment]
+environ = _Environment()
 
 
 class path:

@@ -50,7 +50,7 @@ class Folder:
 
     def use_layers(self, layers: list[str]) -> None:
         """Tell the store which layers are in use, before the launch record is looked at again. Raises SbxError."""
-        names = "\n".join(layers).encode()
+        names = "".join(f"{layer}\n" for layer in layers).encode()
         if os.write(self.lock, names) < len(names):
             raise SbxError("data-unwritable", f"write {self.path}/lock: {os.strerror(ENOSPC)}")
 

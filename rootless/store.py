@@ -62,8 +62,10 @@ def find(reference: Reference, idmap: IdMap) -> Image | None:
     """Return the image that is stored as `reference`, unpacked for `idmap`; None when there is none, or any doubt."""
     name = str(reference)
     folder = paths.data()
+    path = record_path(name, idmap)
+    _read_at[path] = stamp(path)
     try:
-        fields = marshal.loads(_read(f"{folder}/launch/{escape(idmap.key)}/{escape(name)}"))
+        fields = marshal.loads(_read(path))
         form, stored, digest, boot, names, env, entrypoint, cmd, working_dir, user, stop_signal = fields
         if form != FORMAT or stored != name or (boot and boot != boot_id()):
             return None
@@ -82,6 +84,16 @@ def find(reference: Reference, idmap: IdMap) -> Image | None:
         user=user,
         stop_signal=stop_signal,
     )
+
+
+#: launch record → what it was when it was read
+_read_at: dict[str, tuple[int, ...]] = {}
+
+
+def is_current(image: Image, idmap: IdMap) -> bool:
+    """Whether the launch record that find() made `image` of is still there, and the same."""
+    path = record_path(image.reference, idmap)
+    return stamp(path) == _read_at.get(path) != ()
 
 
 #: what decides, besides the files themselves, which files say where a short name leads

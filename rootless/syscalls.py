@@ -38,39 +38,25 @@ class _Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "z"
 
 
-class _Plain(_ctypes.CFuncPtr):
-    """A function whose arguments are bytes, buffers, None, and ints of 32 bits: wider ones it would cut off."""
-
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = _Long
-
-
 class _Function(_ctypes.CFuncPtr):
-    """A function of any arguments; it takes twice the time."""
+    """A function whose arguments are bytes, buffers, None, and ints of 32 bits: wider ones it would cut off.
+
+    An address is to be wrapped as a _Pointer. Types for the arguments would double the time of a call.
+    """
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
-    _argtypes_ = (_Pointer,) * 7
 
 
-class _PythonFunction(_ctypes.CFuncPtr):
-    """A function of the interpreter's own: called with the global lock held."""
-
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
-    _restype_ = None
-    _argtypes_ = ()
-
-
-class _LockedCall(_ctypes.CFuncPtr):
-    """syscall(2) with the global lock held: between fork and PyOS_AfterFork_Child no lock may change hands."""
+class _LockedFunction(_ctypes.CFuncPtr):
+    """The same with the global lock held: between fork and PyOS_AfterFork_Child no lock may change hands."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
-    _argtypes_ = (_Pointer,) * 7
 
 
 _LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_syscall = _Plain(_ctypes.dlsym(_LIBC, "syscall"))
+_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
 
 MACHINE = os.uname().machine
 
@@ -120,7 +106,7 @@ def _call(name: str, *args: int | bytes | object | None) -> int:
 def _libc(name: str, *args: int | bytes | object) -> int:
     """Call the C library's `name`, for calls whose numbers differ between architectures too much to list."""
     function = _Function(_ctypes.dlsym(_LIBC, name))
-    result = function(*args, *(0,) * (7 - len(args)))
+    result = function(*args)
     # an int in a long's register: the upper half is not the callee's to set
     if result & 0xFFFFFFFF == 0xFFFFFFFF:
         errno = _ctypes.get_errno()
@@ -233,7 +219,7 @@ def fork_into(flags: int) -> int:
     number = _NR["clone"]
     _before_fork()
     # SIGCHLD so that it is waited for like any child; no new stack: the child continues on a copy of ours.
-    pid = _locked_syscall(number, flags | SIGCHLD, 0, 0, 0, 0, 0)
+    pid = _locked_syscall(number, flags | SIGCHLD, None, None, None, None)
     if pid == 0:
         _after_fork_child()
         return 0
@@ -244,10 +230,10 @@ def fork_into(flags: int) -> int:
     return int(pid)
 
 
-_locked_syscall = _LockedCall(_ctypes.dlsym(_LIBC, "syscall"))
-_before_fork = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_BeforeFork"))
-_after_fork_parent = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Parent"))
-_after_fork_child = _PythonFunction(_ctypes.dlsym(_LIBC, "PyOS_AfterFork_Child"))
+_locked_syscall, _before_fork, _after_fork_parent, _after_fork_child = (
+    _LockedFunction(_ctypes.dlsym(_LIBC, name))
+    for name in ("syscall", "PyOS_BeforeFork", "PyOS_AfterFork_Parent", "PyOS_AfterFork_Child")
+)
 
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 4, 2, 0x20
@@ -259,12 +245,12 @@ def load_code(code: bytes) -> int:
     Raises OSError where the host forbids such memory.
     """
     place = _Function(_ctypes.dlsym(_LIBC, "mmap"))(
-        0, len(code), _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0, 0
+        None, len(code), _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, None
     )
     if place == -1:
         raise OSError(_ctypes.get_errno(), os.strerror(_ctypes.get_errno()))
-    _MEMCPY(place, code, len(code), 0, 0, 0, 0)
-    _libc("mprotect", place, len(code), _PROT_READ | _PROT_EXEC)
+    _MEMCPY(_Pointer(place), code, len(code))
+    _libc("mprotect", _Pointer(place), len(code), _PROT_READ | _PROT_EXEC)
     return int(place)
 
 
@@ -274,7 +260,7 @@ _ARCH_PRCTL, _ARCH_SHSTK_STATUS = 158, 0x5005
 def has_shadow_stack() -> bool:
     """Whether the processor checks where functions return to: arch_prctl(2), of x86_64 alone (Linux 6.6)."""
     features = buffer()
-    return _syscall(_ARCH_PRCTL, _ARCH_SHSTK_STATUS, features, 0, 0, 0, 0) == 0 and any(bytes(features)[:8])
+    return _syscall(_ARCH_PRCTL, _ARCH_SHSTK_STATUS, features) == 0 and any(bytes(features)[:8])
 
 
 def enter(code: int, frame: int, act: int, divides: bool) -> int:
@@ -284,7 +270,7 @@ def enter(code: int, frame: int, act: int, divides: bool) -> int:
     """
     if divides:
         _before_fork()
-    result = int(_LockedCall(code)(frame, act, 0, 0, 0, 0, 0))
+    result = int(_LockedFunction(code)(_Pointer(frame), act))
     if divides:
         _after_fork_parent() if result else _after_fork_child()
     return result
@@ -592,18 +578,18 @@ def wipe(start: int, end: int) -> int:
     """Overwrite this process's memory from `start` up to `end` with zeroes; restore() finds what was there at the
     address that is returned."""
     size = end - start
-    copy = int(_MALLOC(size, 0, 0, 0, 0, 0, 0))
+    copy = int(_MALLOC(size))
     if not copy:
         raise MemoryError
-    _MEMCPY(copy, start, size, 0, 0, 0, 0)
-    _MEMSET(start, 0, size, 0, 0, 0, 0)
+    _MEMCPY(_Pointer(copy), _Pointer(start), size)
+    _MEMSET(_Pointer(start), 0, size)
     return copy
 
 
 def restore(start: int, end: int, copy: int) -> None:
     """Undo wipe(), once."""
-    _MEMCPY(start, copy, end - start, 0, 0, 0, 0)
-    _FREE(copy, 0, 0, 0, 0, 0, 0)
+    _MEMCPY(_Pointer(start), _Pointer(copy), end - start)
+    _FREE(_Pointer(copy))
 
 
 _MALLOC, _FREE, _MEMCPY, _MEMSET = (

@@ -11,7 +11,7 @@ import os
 
 from rootless import programs
 from rootless.errors import SbxError, printable
-from rootless.network import names, slirp4netns
+from rootless.network import names
 from rootless.spec import Network
 
 TYPE_CHECKING = False
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from rootless.options import Request
     from rootless.spec import SandboxSpec
     from rootless.steps import OutsideStep, Step
+
+
+def _slirp4netns(spec: SandboxSpec) -> list[OutsideStep]:
+    from rootless.network import slirp4netns
+
+    return slirp4netns.steps(spec)
 
 
 def _pasta(spec: SandboxSpec) -> list[OutsideStep]:
@@ -34,7 +40,7 @@ def _nothing(spec: SandboxSpec) -> list[OutsideStep]:
 
 
 #: name → steps(spec); `none` has loopback alone, `host` no net namespace of its own
-BACKENDS = {"slirp4netns": slirp4netns.steps, "pasta": _pasta, "none": _nothing, "host": _nothing}
+BACKENDS = {"slirp4netns": _slirp4netns, "pasta": _pasta, "none": _nothing, "host": _nothing}
 
 
 def wanted(request: Request) -> tuple[Network, str]:
