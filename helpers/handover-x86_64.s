@@ -20,6 +20,12 @@ enter:
     jb work
     je lend
     movq $1, 192(%rbx)      # from here on whoever lent the memory may go on from where we are
+    mov $14, %eax           # rt_sigprocmask(SIG_SETMASK, none): a signal that waits may end us now
+    mov $2, %edi
+    lea 320(%rbx), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
     mov 256(%rbx), %rax     # the last call, which does not return unless it fails
     mov 264(%rbx), %rdi
     mov 272(%rbx), %rsi
@@ -27,6 +33,14 @@ enter:
     mov 288(%rbx), %r10
     mov 296(%rbx), %r8
     syscall
+    mov %rax, %r12
+    mov $14, %eax           # rt_sigprocmask(SIG_SETMASK, all)
+    mov $2, %edi
+    lea 328(%rbx), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+    mov %r12, %rax
     movq $0, 192(%rbx)
     jmp restore
 lend:

@@ -66,7 +66,7 @@ CODE = {
 }  # fmt: skip
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # as elf(5) counts them
 
-EPERM, EACCES, EINVAL, ENOSYS = 1, 13, 22, 38
+_FORBIDDEN = (1, 13, 22, 38)  # EPERM, EACCES, EINVAL, ENOSYS
 _ADDRESS = 0x400000
 _HEADERS = 64 + 56  # bytes of ELF's header and of its one program header
 
@@ -109,7 +109,23 @@ def become_supervisor(machine: str, process: int, go: int, keep: Sequence[int], 
     os.close(pidfd)
 
 
+def prepare_start(machine: str, status: int) -> int:
+    """Return a descriptor of the program *start* for become_start(); -1 where the host forbids such files.
+
+    Raises OSError for any other reason: the sandbox may have taken us something away, to see the interpreter instead.
+    """
+    if machine not in CODE["start"]:
+        return -1
+    try:
+        return in_memory("start", machine, [status])
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+        return -1
+
+
 def become_start(
+    program: int,
     machine: str,
     path: bytes,
     argv: Sequence[bytes],
@@ -119,21 +135,20 @@ def become_start(
 ) -> bool:
     """Become, by `execute`, the program that becomes the one at `path`, or says on `status` why not.
 
-    `status` is close-on-exec for what it becomes. Returns False where that can't be; True where `execute` returns.
+    `program` is that of prepare_start(), or -1; `status` is close-on-exec for what it becomes. Returns False where that
+    can't be, and True where `execute` returns; raises as prepare_start() does.
     """
-    if machine not in CODE["start"]:
+    if program < 0:
+        program = prepare_start(machine, status)
+    if program < 0:
         return False
     os.set_inheritable(status, True)
-    fd = -1
     try:
-        fd = in_memory("start", machine, [status])
-        execute(fd, [process_name("start"), path, *argv], env)
+        execute(program, [process_name("start"), path, *argv], env)
     except OSError as error:
         os.set_inheritable(status, False)
-        if fd >= 0:
-            os.close(fd)
-        if error.errno not in (EPERM, EACCES, EINVAL, ENOSYS):
-            raise  # no ban on such files: the sandbox may have taken us something away, to see the interpreter instead
+        if error.errno not in _FORBIDDEN:
+            raise
         return False
     return True
 

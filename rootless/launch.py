@@ -30,7 +30,7 @@ from rootless.options import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from rootless.accounting import Meter
@@ -281,10 +281,14 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
 
     known = _record(wanted)
 
-    def started(sandbox: Sandbox) -> None:
+    def started(sandbox: Sandbox) -> Callable[[], None]:
         cgroup = observed.follow(sandbox) if observed else ""
         found = {"pid": sandbox.pid, "start_time": state.start_time(sandbox.pid), "cgroup": cgroup}
         folder.write_record({**known, **found, "namespaces": dict(sandbox.namespaces)})
+        return runs
+
+    def runs() -> None:
+        folder.publish_record()
         if request.cidfile:
             from rootless import idfile
 
@@ -293,7 +297,9 @@ def _start(steps: Plan, wanted: SandboxSpec, folder: Folder, request: Request) -
     try:
         observed = _observed(steps, wanted, request)
         if not observed:
-            sandbox = parent.start(steps, wanted.terminal, request.debug, started, last=True)
+            # The file would outlive a parent that lost its memory
+            lends = not request.cidfile
+            sandbox = parent.start(steps, wanted.terminal, request.debug, started, last=True, lends=lends)
             return _serve(sandbox, wanted, mode, request.timeout)
         with observed:
             sandbox = parent.start(steps, wanted.terminal, request.debug, started, observed.ours(), last=True)

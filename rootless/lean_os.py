@@ -112,6 +112,10 @@ class path:
         return _look(name, True) is not None
 
     @staticmethod
+    def lexists(name: str) -> bool:
+        return _look(name, False) is not None
+
+    @staticmethod
     def isdir(name: str) -> bool:
         found = _look(name, True)
         return found is not None and found.st_mode & 0o170000 == 0o040000

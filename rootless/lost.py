@@ -10,6 +10,7 @@ import sys
 if not __package__:
     sys.path[:0] = [__file__.rpartition("/rootless/")[0]]
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -24,12 +25,13 @@ def main(status: int) -> int:
     """Wait until the sandbox has ended, delete what is left of it, tell why, and return the exit status.
 
     `status` is the pipe that its processes had told the parent their failures on. Our children are the parent's, and
-    so are the signals that wait for us; SBX_HOME is set.
+    so are the signals that wait for us; SBX_HOME is set. After CLEARING seconds we end all the same.
     """
-    error = _reason(os.read(status, 4096))
+    ending = [number for number in parent.ENDING if number in signal.sigpending() and _is_heard(number)]
+    error = parent.interrupted(ending[0]) if ending else parent.lost()
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        os._exit(error.status)
+        os._exit(_tell(error))
 
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(parent.CLEARING)
@@ -39,22 +41,27 @@ def main(status: int) -> int:
             os.wait()
     except ChildProcessError:
         pass
+    os.set_blocking(status, False)
+    with contextlib.suppress(BlockingIOError):
+        said = os.read(status, 4096)
+        if said[:5] == LOST[:5] and not ending:
+            error = program_refused(said[5] - 32)
     for folder in state.debris():
-        try:
+        with contextlib.suppress(SbxError):  # what belongs to subordinate ids: the next launch deletes it
             trees.remove(folder)
-        except SbxError:
-            continue  # what belongs to subordinate ids; the next launch deletes it
-    os.write(2, render(error).encode("utf-8", "replace"))
+    return _tell(error)
+
+
+def _is_heard(number: int) -> bool:
+    """Whether the caller had not told us to ignore the signal, as nohup(1) does."""
+    return signal.getsignal(number) != signal.SIG_IGN
+
+
+def _tell(error: SbxError) -> int:
+    """Print the error and return the exit status."""
+    with contextlib.suppress(OSError):
+        os.write(2, render(error).encode("utf-8", "replace"))
     return error.status
-
-
-def _reason(said: bytes) -> SbxError:
-    """Return why the memory was lost."""
-    if ending := [number for number in parent.ENDING if number in signal.sigpending()]:
-        return parent.interrupted(ending[0])
-    if said[:5] == LOST[:5]:
-        return program_refused(said[5] - 32)
-    return parent.lost()
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ class EnterTime(Step):
             syscalls.setns(fd, syscalls.CLONE_NEWTIME)
         finally:
             os.close(fd)
+        os.write(child.status, b"time\n")  # the parent has opened the one that we had before
 
 
 class HostName(Step):

@@ -8,6 +8,7 @@
                                               clone pid 1 into its namespaces; stay as its supervisor
            ◀─────────── "pid N" ────────────
       open pid 1's namespaces                 walk the inside steps
+           ◀───────────── "time" ──────────── where it enters a time namespace that it has made
       attach the network
            ───────────── "." go ────────────▶ start the command's process; pid 1 stays as init
            ◀──────────── "complete" ───────── where asked for: wait, just before the end
@@ -34,7 +35,7 @@ import time
 
 from rootless import child, programs, syscalls
 from rootless.errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, SbxError, StepError, printable
-from rootless.namespaces import FLAGS, Unshare, flags
+from rootless.namespaces import FLAGS, EnterTime, Unshare, flags
 from rootless.privileges import Exec
 from rootless.processes import SIGKILL, SIGSTOP, StartCommand, StartProcess, end_stragglers, exit_code
 from rootless.steps import Child, OutsideStep, Plan, Step, Watched
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from rootless.relay import Relay, SavedMode
     from rootless.spec import IdMap
     from rootless.steps import Undo
+
+    Started = Callable[["Sandbox"], Callable[[], None]]
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH = 1, 2, 3, 10, 12, 15, 18, 20, 28
 SIGALRM = 14
@@ -113,9 +116,9 @@ class Sandbox:
     which limit of ours that was.
     """
 
-    __slots__ = ("_begun", "_early", "_ended_by", "_go", "_is_command", "_plan", "_released", "_signals", "_status",
-                 "_supervisor", "_terminal", "_tree", "_undo", "cut_short", "master", "namespaces", "pid",
-                 "pidfd", "usage")  # fmt: skip
+    __slots__ = ("_begun", "_early", "_ended_by", "_enters_time", "_go", "_is_command", "_plan", "_released", "_runs",
+                 "_signals", "_status", "_supervisor", "_terminal", "_tree", "_undo", "cut_short", "master",
+                 "namespaces", "pid", "pidfd", "usage")  # fmt: skip
 
     def __init__(
         self, plan: Plan, supervisor: int, status: int, go: int, terminal: int, signals: Signals, begun: Begun | None
@@ -128,8 +131,10 @@ class Sandbox:
         self._signals = signals
         self._begun = begun
         self._released = False
+        self._runs: Callable[[], None] | None = None
         self._early: list[int] = []
         self._undo: list[Callable[[], None]] = []
+        self._enters_time = any(isinstance(step, EnterTime) for step in plan.inside)
         self._is_command = not any(isinstance(step, StartCommand) for step in plan.inside)
         self._ended_by = 0
         self._tree = -1
@@ -142,7 +147,7 @@ class Sandbox:
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _converse(self, started: Callable[[Sandbox], None] | None, said: bytes) -> None:
+    def _converse(self, started: Started | None, said: bytes) -> None:
         """Hold the conversation drawn above, up to the end of file; `said` is what the child need not say any more."""
         while True:
             while not said.startswith(b"failed\0") and b"\n" in said:
@@ -172,8 +177,10 @@ class Sandbox:
             # the supervisor knows, and restores our terminal, before the hang-up of its own ends the sandbox.
             self.master = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, self._go + 1)
             os.close(master)
+        if self._runs:
+            self._runs()
 
-    def _answer(self, line: bytes, started: Callable[[Sandbox], None] | None) -> None:
+    def _answer(self, line: bytes, started: Started | None) -> None:
         """Do what is due outside when the child says `line`, and let it go on."""
         if line == b"ready":
             self._do(self._plan.before_go, self._supervisor)
@@ -184,29 +191,38 @@ class Sandbox:
             raise self._refused(line[8] - 32)
         elif line == b"complete":
             self._do(self._plan.before_exec, self._command())
+        elif line == b"time":
+            self._open_time()
         else:
             self._greet(int(line.split()[1]), started)
+            if self._enters_time:
+                return
         self._let_go(line)
 
-    def _meet(self, begun: Begun, started: Callable[[Sandbox], None] | None) -> None:
+    def _meet(self, begun: Begun, started: Started | None) -> None:
         """Let the supervisor start pid 1, which is in this very place, then: with a copy of our memory, or lent it."""
         pid = begun.meet()
         if not pid:
             begun.walk()
         self._greet(pid, started)
         if begun.lends:
-            self._released = True
-            begun.lend()
+            begun.lend(self._release)
             begun.close()
-        else:
+        elif not self._enters_time:
             self._let_go(b"pid")
+
+    def _release(self) -> None:
+        """Hear for the last time what ends the start at once."""
+        self._hear()
+        self._released = True
 
     def _let_go(self, said: bytes) -> None:
         """Let the child go on. When nothing is left for us to do, the command may run at any moment."""
-        self._released = said == b"complete" or (said.startswith(b"pid") and not self._plan.before_exec)
+        last = b"complete" if self._plan.before_exec else b"time" if self._enters_time else b"pid"
+        self._released = said.startswith(last)
         os.write(self._go, b".")
 
-    def _greet(self, pid: int, started: Callable[[Sandbox], None] | None) -> None:
+    def _greet(self, pid: int, started: Started | None) -> None:
         """Do what is due outside when there is a pid 1."""
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
@@ -214,7 +230,7 @@ class Sandbox:
         if any(isinstance(step, StartProcess) and step.shares_processes() for step in self._plan.inside):
             self._tree = os.dup(self.namespaces["mnt"])
         if started:
-            started(self)
+            self._runs = started(self)
         self._do(self._plan.attach, pid)
 
     def _last_words(self) -> bytes:
@@ -270,6 +286,12 @@ class Sandbox:
                 self.namespaces[name] = os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue  # a kernel without it, or a sandbox that shares it with the host
+
+    def _open_time(self) -> None:
+        """Open pid 1's time namespace, in the place of the one that it was born in."""
+        fd = os.open(f"/proc/{self.pid}/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(fd, self.namespaces["time"], inheritable=False)
+        os.close(fd)
 
     def _close_namespaces(self) -> None:
         for fd in self.namespaces.values():
@@ -489,24 +511,29 @@ def start(
     plan: Plan,
     terminal: bool = False,
     trace: bool = False,
-    started: Callable[[Sandbox], None] | None = None,
+    started: Started | None = None,
     ours: Sequence[int] = (),
     last: bool = False,
+    lends: bool = False,
 ) -> Sandbox:
-    """Carry out `plan` and return its sandbox, whose command runs; `started` is called as soon as pid 1 has an id.
+    """Carry out `plan` and return its sandbox, whose command runs.
 
-    The child does not keep the descriptors `ours`. The process must have one thread. `last` says that it has only to
-    clear up when the sandbox has ended: for ten seconds no signal but KILL keeps it from that.
+    `started` is called as soon as pid 1 has an id, and what it returns when the command runs: what others may see of
+    a sandbox before that is half made. The child does not keep the descriptors `ours`. `lends` allows that our memory
+    is lent to it; should it be lost, then with all that is to be undone besides what `plan` knows. The process must
+    have one thread. `last` says that it has only to clear up when the sandbox has ended: for ten seconds no signal but
+    KILL keeps it from that.
 
-    On failure SbxError (StepError for a step of the child's) is raised, everything
-    has been undone and no process is left.
+    On failure SbxError (StepError for a step of the child's) is raised, everything has been undone and no process is
+    left.
     """
     signals = Signals(last)
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
     kept = [fd for fd in (outside, signals.reader, *ours) if fd >= 0]
-    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace, signals.ending())
+    ending = signals.ending() if lends else None
+    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace, ending)
     pid, born = (begun.pid, 1) if begun else _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
@@ -532,7 +559,7 @@ def _begin(
     terminal: int,
     ours: Sequence[int],
     trace: bool,
-    ending: Sequence[int],
+    ending: Sequence[int] | None,
 ) -> Begun | None:
     """Begin a supervisor that needs no interpreter, if `plan` asks no more of it and the host has what it takes."""
     steps = plan.inside[: len(STEPS)]

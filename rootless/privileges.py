@@ -57,6 +57,8 @@ class SetLimits(Step):
         return "set limits " + " ".join(f"{name}={soft}:{hard}" for name, (soft, hard) in self.limits.items())
 
     def execute(self, child: Child) -> None:
+        if "fsize" in self.limits:
+            child.program = init.prepare_start(syscalls.MACHINE, child.status)  # which writes a file
         for name, (soft, hard) in self.limits.items():
             try:
                 syscalls.prlimit(RLIMITS[name], soft, hard)
@@ -91,6 +93,7 @@ class SwitchUser(Step):
                 os.fchown(0, uid, -1)  # or /dev/stdout, which is opened by name, would be root's alone
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # as before; the kernel sets it to fs.suid_dumpable
         except OSError as error:
             if error.errno != 22:
                 raise
@@ -359,7 +362,8 @@ class OrdinarySignals(Step):
                     syscalls.default_signal(number)
             except (OSError, ValueError):
                 continue  # KILL, STOP and those that the C library keeps for itself
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        if not child.lender:  # or one that waits would end us in its memory: execve() comes first
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 class SetUmask(Step):
@@ -378,9 +382,13 @@ class SetUmask(Step):
 
 
 class RaiseOomScore(Step):
-    """Make the kernel's out-of-memory killer prefer this process: never below what the caller's own is."""
+    """Make the kernel's out-of-memory killer prefer this process: never below what the caller's own is.
+
+    The score is of all processes that have the same memory.
+    """
 
     __slots__ = ("score",)
+    alone = True
 
     def __init__(self, score: int) -> None:
         self.score = score
@@ -491,7 +499,7 @@ class Exec(Step):
             os.close(fd)
             if not plain or not os.access(path, os.X_OK):
                 raise PermissionError(13, "Permission denied")
-            if init.become_start(syscalls.MACHINE, path, argv, self.env, child.status, execute):
+            if init.become_start(child.program, syscalls.MACHINE, path, argv, self.env, child.status, execute):
                 return
         execute(path, argv, self.env)
 

@@ -2,7 +2,7 @@
 
     sandboxes/NAME/lock      held (flock(2)) by the parent and the supervisor for as long as one of them lives; in it, a
                              line each, the layers in use: what the store must not delete
-    sandboxes/NAME/record    who runs there (marshal, written and renamed)
+    sandboxes/NAME/record    who runs there (marshal), from the moment that its command runs
     sandboxes/NAME/upper …   what the sandbox wrote
 
 The lock is the truth about life: the kernel lets it go when the last holder ends, whatever ended it, across crashes,
@@ -35,6 +35,8 @@ _WORK = ("", "/work", "/work/incompat", "/work/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _PAUSE = 0.002  #: seconds between the later tries: who looks may be waiting for a processor
 _MOMENT = 2  #: seconds
+_UNPUBLISHED = "/.record"
+_START = 10.0  #: seconds that a start is waited for
 _VERSION = 1
 
 
@@ -55,11 +57,24 @@ class Folder:
             raise SbxError("data-unwritable", f"write {self.path}/lock: {os.strerror(ENOSPC)}")
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write what others may know of the sandbox: atomic, readers see all of it or none.
+        """Write what others may know of the sandbox, for publish_record().
 
         Not synced: a record is worth nothing after the machine it speaks of has gone down.
         """
-        write_atomically(self.path, "record", marshal.dumps({"version": _VERSION, **record}, 4))
+        fd = os.open(self.path + _UNPUBLISHED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(marshal.dumps({"version": _VERSION, **record}, 4))
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        finally:
+            os.close(fd)
+
+    def publish_record(self) -> None:
+        """Let others know of the sandbox, all at once; nothing if it has ended already."""
+        try:
+            os.rename(self.path + _UNPUBLISHED, self.path + "/record")
+        except FileNotFoundError:
+            return
 
 
 def sandboxes() -> str:
@@ -243,6 +258,11 @@ def _is_locked(name: str) -> bool:
         os.close(lock)
 
 
+def _is_starting(name: str) -> bool:
+    """Whether the sandbox lives and has no record yet."""
+    return not os.path.lexists(f"{sandboxes()}/{name}/record") and _is_locked(name)
+
+
 def _is_in_the_making(name: str) -> bool:
     """Whether the folder has no lock but had one a moment ago, or will have one in a moment."""
     folder = f"{sandboxes()}/{name}"
@@ -265,10 +285,15 @@ def running() -> list[dict[str, Any]]:
 def find(name: str) -> dict[str, Any]:
     """Return the record of the running sandbox whose name or id (or the start of it) is `name`.
 
-    Raises SbxError ``sandbox-unknown``, or ``sandbox-ambiguous`` when several ids begin with `name`.
+    One that is just starting is waited for: nobody is let in before it is complete. Raises SbxError
+    ``sandbox-unknown``, or ``sandbox-ambiguous`` when several ids begin with `name`.
     """
-    if name and not set(name) - _NAME and not name.startswith(".") and (record := _read(name)):
-        return record
+    if name and not set(name) - _NAME and not name.startswith("."):
+        late = time.monotonic() + _START
+        while _is_starting(name) and time.monotonic() < late:
+            time.sleep(0.005)
+        if record := _read(name):
+            return record
     matches = [record for record in running() if record["id"].startswith(name)] if name else []
     if len(matches) > 1:
         raise SbxError("sandbox-ambiguous", f"find sandbox {name}: {len(matches)} ids begin with it", "give more of it")
@@ -331,22 +356,8 @@ def start_time(pid: int) -> int:
 
 
 def held_namespaces(record: dict[str, Any]) -> dict[str, str]:
-    """Return the paths by which the namespaces of a running sandbox can be opened, by name: its parent holds them.
-
-    While the sandbox is set up in its parent's memory (a millisecond or two) that can't be looked into; we wait for it,
-    a second at most.
-    """
-    folder = f"/proc/{record['parent']}/fd"
-    for _ in range(200):
-        try:
-            os.listdir(folder)
-        except PermissionError:
-            time.sleep(0.005)
-            continue
-        except OSError:
-            pass  # it has ended
-        break
-    return {name: f"{folder}/{fd}" for name, fd in record["namespaces"].items()}
+    """Return the paths by which the namespaces of a running sandbox can be opened, by name: its parent holds them."""
+    return {name: f"/proc/{record['parent']}/fd/{fd}" for name, fd in record["namespaces"].items()}
 
 
 def open_process(record: dict[str, Any]) -> int:

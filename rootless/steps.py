@@ -22,10 +22,11 @@ class Child:
     that the parent is gone, on `held` (-1 before there is one) that the supervisor is. `creatable` are the ids of the
     mounts in which a missing mount point may be made: ours, never the user's. `done` is the number of the plan's steps
     that had been done when the child came to be. `lender` is whose memory it has borrowed from the parent, if it has;
-    `wiped` what it wiped there, to be put back: from where to where, and where the copy is.
+    `wiped` what it wiped there, to be put back: from where to where, and where the copy is. `program` is the file of
+    the program that becomes the command (init.py), if it was made before it was needed, or -1.
     """
 
-    __slots__ = ("creatable", "done", "go", "held", "lender", "status", "terminal", "wiped")
+    __slots__ = ("creatable", "done", "go", "held", "lender", "program", "status", "terminal", "wiped")
 
     def __init__(self, status: int, go: int, terminal: int = -1, done: int = 0) -> None:
         self.done = done
@@ -34,6 +35,7 @@ class Child:
         self.terminal = terminal
         self.held = -1
         self.lender: Handover | None = None
+        self.program = -1
         self.wiped: list[tuple[int, int, int]] = []
         self.creatable: set[int] = set()
 

@@ -23,7 +23,7 @@ from rootless.steps import Child, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rootless.steps import Plan
 
@@ -59,15 +59,16 @@ class Begun:
         terminal: int,
         ours: Sequence[int],
         trace: bool,
-        ending: Sequence[int],
+        ending: Sequence[int] | None,
     ) -> None:
         """Clone it. `status` and `go` are the pipes of the conversation, their ends to read from first.
 
-        `terminal` is the child's, or -1, and `ours` what is not for the child. A signal of `ending` ends a start that
-        does not get on. Raises OSError where that can't be, and nothing has happened then: the child is to be forked.
+        `terminal` is the child's, or -1, and `ours` what is not for the child. With `ending`, memory may be lent, and a
+        signal of those ends a start that does not get on. Raises OSError where that can't be, and nothing has happened
+        then: the child is to be forked.
         """
         self._plan, self._trace = plan, trace
-        self.lends = _can_borrow(plan)
+        self.lends = ending is not None and _can_borrow(plan)
         unshare, _, root, start = plan.inside[: len(STEPS)]
         assert isinstance(unshare, Unshare)
         assert isinstance(root, BecomeRoot)
@@ -80,7 +81,7 @@ class Begun:
             memory = syscalls.CLONE_VM if self.lends else 0
             self._hand = Handover(flags(start.names) | syscalls.SIGCHLD | memory, status[1], processes.LOST)
             if self.lends:
-                signals = syscalls.signal_descriptor(ending)
+                signals = syscalls.signal_descriptor(ending or ())
                 home = os.fsencode(os.path.dirname(os.path.dirname(start.remove[0][0])))
                 words = [sys.executable, "-ISE", paths.PACKAGE + "/lost.py", str(status[0])]
                 argv = [os.fsencode(word) for word in words]
@@ -170,22 +171,28 @@ class Begun:
             os.close(self._holds)
         child.walk(self._plan, self._child, self._trace, self._held)
 
-    def lend(self) -> None:
+    def lend(self, released: Callable[[], None]) -> None:
         """Let pid 1, and the command, walk the rest of the plan in our memory; return when the command runs, or none.
 
-        Where one of them is killed meanwhile, we become another program (lost.py).
+        `released` is called when signals are not heard any more; what it raises is raised. Where one of them is killed
+        meanwhile, we become another program (lost.py).
         """
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         # Nothing is imported inside; and if it were, it would be the image's, and stay in our memory.
         path, sys.path = sys.path, []
-        self._child.lender = self._hand
-        self._hand.lend()
-        self.walk()  # as pid 1, then as the command; and at its end we are the parent again
-        sys.path = path
-        for wiped in self._child.wiped:
-            syscalls.restore(*wiped)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        try:
+            released()
+            # Nobody but us is to look into what is ours, as long as a process of the sandbox is in it
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+            self._child.lender = self._hand
+            self._hand.lend()
+            self.walk()  # as pid 1, then as the command; and at its end we are the parent again
+            for wiped in self._child.wiped:
+                syscalls.restore(*wiped)
+        finally:
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+            sys.path = path
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """Let go of what is held for lend(). Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import needs
 import pytest
@@ -407,7 +410,7 @@ def held(step, child):
     act(step, child)
 {step}.execute = held
 """
-STOPS = ["mounts.PivotRoot", "privileges.NoNewPrivileges"]
+STOPS = ["mounts.PivotRoot", "privileges.CloseDescriptors"]
 
 
 @known
@@ -445,14 +448,14 @@ def test_a_start_that_hangs_in_its_parents_memory(sbx: Sbx, image: str, step: st
     assert os.listdir(sbx.home / "sandboxes") == []
 
 
-def begin(sbx: Sbx, image: str, step: str) -> subprocess.Popen[bytes]:
-    code = LAUNCH.format(change=HELD.format(step=step))
+def begin(sbx: Sbx, image: str, step: str, *words: str, lent: bytes = b"1", **options: Any) -> subprocess.Popen[bytes]:
+    code = LAUNCH.format(change=HELD.format(step=step).replace("os.write(1", "os.write(2"))
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, image, "true"],
-        env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, *words, image, "true"],
+        env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
-    assert process.stdout
-    assert process.stdout.readline().split()[1] == b"1"
+    assert process.stderr
+    assert process.stderr.readline().split()[1] == lent
     return process
 
 
@@ -473,12 +476,119 @@ def test_the_parent_gets_its_memory_back_as_it_was(sbx: Sbx, image: str) -> None
 
 @needs.userns
 @needs.busybox
-def test_exec_into_one_that_has_just_begun(sbx: Sbx, image: str) -> None:
-    """It is known, and its parent's memory is still lent: that is waited for."""
-    code = LAUNCH.format(change=HELD.format(step=STOPS[1]).replace("sleep(30)", "sleep(0.3)"))
-    command = [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, "--name", "young", image, "sleep", "9"]
-    with subprocess.Popen(command, env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+@needs.subids
+@pytest.mark.parametrize("step", STOPS)
+@pytest.mark.parametrize("words", [[], ["--privileged"], ["--unshare", "time"]], ids=["lent", "privileged", "copied"])
+def test_nobody_is_let_in_before_it_is_complete(sbx: Sbx, image: str, step: str, words: list[str]) -> None:
+    """Before that it has the host's file tree, and then the parent's memory."""
+    code = LAUNCH.format(change=HELD.format(step=step).replace("sleep(30)", "sleep(1.5)"))
+    command = [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, *words, "--name", "young", image, "sleep"]
+    with subprocess.Popen([*command, "9"], env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        assert sbx.ok("exec", "young", "echo", "in") == "in"
+        assert json.loads(sbx.ok("ps", "--json")) == []
+        inside = sbx.ok("exec", "young", "sh", "-c", "grep -c ID=offline /etc/os-release; tr -d '\\0' </proc/1/cmdline")
+        assert inside == "1\nsbx-init"
         process.terminate()
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_memory_that_is_lent_is_hidden(sbx: Sbx, image: str) -> None:
+    with begin(sbx, image, "mounts.PivotRoot") as process:
+        for pid in tree(process.pid):
+            if Path(f"/proc/{pid}/comm").read_text() != "sbx-supervisor\n":
+                with pytest.raises(PermissionError):
+                    Path(f"/proc/{pid}/environ").read_bytes()
+        process.terminate()
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+@pytest.mark.parametrize("step", ["processes.AwaitAttached", "privileges.LoadFilter"])
+def test_a_signal_to_all_of_it_while_it_begins(sbx: Sbx, image: str, step: str) -> None:
+    """Pid 1 and the command get it too, in their parent's memory: it is the command's."""
+    code = LAUNCH.format(change=HELD.format(step=step).replace("sleep(30)", "sleep(0.3)"))
+    command = [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, image, "sleep", "9"]
+    with subprocess.Popen(
+        command, env=sbx.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        for pid in tree(process.pid)[2:]:
+            os.kill(pid, signal.SIGUSR1)
+        assert process.wait(20) == 128 + signal.SIGUSR1
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_a_signal_just_before_the_memory_is_lent(sbx: Sbx, image: str) -> None:
+    change = LATE.replace("greet(*words)", "os.kill(os.getpid(), 15); greet(*words)") + HELD.format(step=STOPS[0])
+    begun = time.monotonic()
+    done = launch(sbx, change, image, "true")
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "sbx: start the sandbox: interrupted\n")
+    assert time.monotonic() - begun < 10
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_what_the_caller_ignores_is_no_reason(sbx: Sbx, image: str) -> None:
+    with begin(sbx, image, STOPS[0], preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+        process.send_signal(signal.SIGHUP)
+        process.terminate()
+        assert process.wait(20) == 143
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_a_supervisor_that_stands_still(sbx: Sbx, image: str) -> None:
+    """Then there is an end to waiting, and the next launch clears up."""
+    with begin(sbx, image, STOPS[0]) as process:
+        supervisor = tree(process.pid)[1]
+        os.kill(supervisor, signal.SIGSTOP)
+        process.terminate()
+        assert process.wait(30) == 143
+        os.kill(supervisor, signal.SIGCONT)
+    eventually(lambda: is_gone(supervisor), "it has ended")
+
+
+@needs.userns
+@needs.busybox
+def test_limits_are_the_commands_alone(sbx: Sbx, image: str) -> None:
+    assert sbx("run", *NONE, "--ulimit", "fsize=0", "--privileged", image, "true") == (0, "", "")
+    words = ["run", *NONE, "--oom-score-adj", "500", image]
+    with running(sbx, *words, "sh", "-c", "echo up; exec sleep 9") as process:
+        mine = Path("/proc/self/oom_score_adj").read_text()
+        assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == mine
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+def test_no_memory_is_lent_where_more_would_be_lost(sbx: Sbx, image: str, tmp_path: Path) -> None:
+    with begin(sbx, image, STOPS[0], "--cidfile", str(tmp_path / "cid"), lent=b"0") as process:
+        process.terminate()
+        assert process.wait(20) == 143
+    assert not (tmp_path / "cid").exists()
+    # and here what it says goes through the parent
+    code = LAUNCH.format(change=HELD.format(step=STOPS[0]))
+    command = [sys.executable, "-c", code, str(needs.CHECKOUT), "run", *NONE, "--output-limit", "1000", image, "true"]
+    with subprocess.Popen(command, env=sbx.env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        eventually(lambda: len(tree(process.pid)) == 3, "pid 1")
+        process.terminate()
+        assert process.wait(20) == 143
+        assert process.stderr
+        assert process.stderr.read() == b"sbx: start the sandbox: interrupted\n"

@@ -417,6 +417,12 @@ def test_clocks(sbx: Sbx, image: str) -> None:
     assert 1000000 <= theirs - ours < 1000100
 
 
+def test_a_command_that_comes_in_has_its_clocks(sbx: Sbx, image: str) -> None:
+    words = ["--unshare", "time", "--clock-offset", "boottime=1000000", "--name", "late"]
+    with running(sbx, "run", *NONE, *words, image, "sh", "-c", "echo up; exec sleep 1000"):
+        assert float(sbx.ok("exec", "late", "cat", "/proc/uptime").split()[0]) > 1000000
+
+
 # ── code of the image run by us ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -445,6 +451,8 @@ def calls_inside(trace: str) -> list[str]:
 def test_nothing_is_imported_or_looked_up_inside(sbx: Sbx, image: str, tmp_path: Path, command: str, end: str) -> None:
     """Once the image's files are the root, an import or a look-up by the C library would run the image's code."""
     words = ["-w", "/tmp" if end == "well" else "/no/such/folder" if command == "exec" else "/etc/passwd"]
+    # With an id file it has memory of its own, which is hidden later than what is lent: strace can read names in it
+    words += ["--cidfile", str(tmp_path / "id")] if command == "run" else []
     trace = tmp_path / "trace"
     # One id: a traced newuidmap has no privileges.
     with running(sbx, "run", *NONE, "--idmap", "single", "--name", "traced", image, "sh", "-c", "echo up; cat"):

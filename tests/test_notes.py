@@ -8,7 +8,7 @@ from pathlib import Path
 import needs
 import pytest
 from conftest import Sbx
-from launching import NONE, running
+from launching import NONE, eventually, running
 
 pytestmark = [needs.userns, needs.busybox]
 SLEEP = ("sh", "-c", "echo up; exec sleep 1000")
@@ -45,6 +45,7 @@ def test_what_is_no_label(sbx: Sbx, image: str, tmp_path: Path, words: list[str]
 def test_the_id_is_written_when_the_sandbox_can_be_found(sbx: Sbx, image: str, tmp_path: Path) -> None:
     file = tmp_path / "id"
     with running(sbx, "run", *NONE, "--cidfile", file, image, *SLEEP):
+        eventually(file.read_text, "the id")
         identity = file.read_text()
         assert sbx.ok("ps", "-q") == identity
         assert sbx.ok("exec", identity, "echo", "found") == "found"

@@ -85,6 +85,7 @@ def test_folders_are_the_users_alone(top: Path) -> None:
 def test_a_dead_ones_name_is_free_and_its_folder_debris(top: Path) -> None:
     dead = state.create("a")
     dead.write_record(record("a"))
+    dead.publish_record()
     os.close(dead.lock)  # what the kernel does when the last holder ends
     assert code_of(state.find, "a") == "sandbox-unknown"
     assert state.running() == []
@@ -137,6 +138,7 @@ def test_discarding_spares_the_next_one_of_that_name(top: Path) -> None:
     os.rename(first.path, state.aside("0" * 12))
     second = state.create("a")
     second.write_record(record("a"))
+    second.publish_record()
     state.discard(first)
     assert state.find("a")["name"] == "a"
     state.discard(second)
@@ -216,7 +218,9 @@ def test_where_nothing_may_be_written_the_error_says_what_to_set(top: Path) -> N
 def test_found_by_name_by_id_and_by_the_start_of_the_id(top: Path) -> None:
     one, two = state.create("one"), state.create("two")
     one.write_record(record("one", "aaaa11111111"))
+    one.publish_record()
     two.write_record(record("two", "aaaa22222222"))
+    two.publish_record()
     for word, name in [("one", "one"), ("two", "two"), ("aaaa11111111", "one"), ("aaaa2", "two")]:
         assert state.find(word)["name"] == name
     assert code_of(state.find, "aaaa") == "sandbox-ambiguous"
@@ -239,6 +243,7 @@ def test_a_damaged_record_is_none(top: Path, content: bytes) -> None:
 def test_a_record_that_is_a_link_or_a_fifo_is_none(top: Path, tmp_path: Path) -> None:
     folder = state.create("a")
     folder.write_record(record("a"))
+    folder.publish_record()
     (top / "a" / "record").rename(tmp_path / "elsewhere")
     (top / "a" / "record").symlink_to(tmp_path / "elsewhere")
     assert state.running() == []
@@ -328,6 +333,7 @@ def test_sweeps_never_take_a_living_one(top: Path) -> None:
                     return f"{turn}: {error.message}"
                 continue
             folder.write_record(record(folder.name, f"{number:012x}"))
+            folder.publish_record()
             for path in state.debris():
                 if not os.path.basename(path).startswith(".dead-"):
                     return f"{turn}: {path} may be a living one's by now"
@@ -356,6 +362,7 @@ def test_killed_at_any_moment_it_leaves_only_debris(top: Path, monkeypatch: pyte
                 while True:
                     folder = state.create("a")
                     folder.write_record(record("a"))
+                    folder.publish_record()
                     state.discard(folder)
             finally:
                 os._exit(1)
