@@ -105,7 +105,11 @@ def execute(request: Request) -> int:
     for step in steps.inside:
         if isinstance(step, processes.StartProcess):
             step.mode = mode
-    sandbox = parent.start(steps, wanted.terminal, request.debug)
+    try:
+        sandbox = parent.start(steps, wanted.terminal, request.debug)
+    except SbxError:
+        os.close(state.open_process(record))  # if it has just ended, that is the reason
+        raise
     for fd in (outer, *joined.values()):
         if fd >= 0:
             os.close(fd)

@@ -24,6 +24,7 @@ RLIMITS = {
 }  # fmt: skip
 
 EINVAL = 22
+_EXHAUSTED = (12, 23, 24)  # ENOMEM, ENFILE, EMFILE: these say nothing of a file
 _FILE_LIMIT = 1 << 20  #: bytes of an image's /etc/passwd or /etc/group that are read
 
 
@@ -136,7 +137,9 @@ def _records(path: str, fields: int) -> list[list[bytes]]:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
         return []
     try:
         status = os.fstat(fd)

@@ -35,7 +35,6 @@ _WORK = ("", "/work", "/work/incompat", "/work/incompat/volatile")
 _TRIES = 64  #: how often a lock that is held for a moment, by one who only looks, is asked for again
 _PAUSE = 0.002  #: seconds between the later tries: who looks may be waiting for a processor
 _MOMENT = 2  #: seconds
-_UNPUBLISHED = "/.record"
 _START = 10.0  #: seconds that a start is waited for
 _VERSION = 1
 
@@ -43,9 +42,10 @@ _VERSION = 1
 class Folder:
     """A sandbox's folder that this process created and holds; the lock ends with the processes that inherit it."""
 
-    __slots__ = ("lock", "name", "path")
+    __slots__ = ("_written", "lock", "name", "path")
 
     def __init__(self, name: str, path: str, lock: int) -> None:
+        self._written = ""
         self.name = name
         self.path = path
         self.lock = lock
@@ -61,7 +61,9 @@ class Folder:
 
         Not synced: a record is worth nothing after the machine it speaks of has gone down.
         """
-        fd = os.open(self.path + _UNPUBLISHED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # A name of its own: the folder may be gone when it is published, and another sandbox have its path
+        self._written = f"{self.path}/.record-{record['id']}"
+        fd = os.open(self._written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             rest = memoryview(marshal.dumps({"version": _VERSION, **record}, 4))
             while rest:
@@ -72,7 +74,7 @@ class Folder:
     def publish_record(self) -> None:
         """Let others know of the sandbox, all at once; nothing if it has ended already."""
         try:
-            os.rename(self.path + _UNPUBLISHED, self.path + "/record")
+            os.rename(self._written, self.path + "/record")
         except FileNotFoundError:
             return
 
@@ -286,11 +288,14 @@ def find(name: str) -> dict[str, Any]:
     """Return the record of the running sandbox whose name or id (or the start of it) is `name`.
 
     One that is just starting is waited for: nobody is let in before it is complete. Raises SbxError
-    ``sandbox-unknown``, or ``sandbox-ambiguous`` when several ids begin with `name`.
+    ``sandbox-unknown``, ``sandbox-ambiguous`` when several ids begin with `name`, ``sandbox-starting`` after a while.
     """
     if name and not set(name) - _NAME and not name.startswith("."):
         late = time.monotonic() + _START
-        while _is_starting(name) and time.monotonic() < late:
+        while _is_starting(name):
+            if time.monotonic() > late:
+                raise SbxError("sandbox-starting", f"find sandbox {name}: it is still starting",
+                               "end the sbx that starts it, or try again")  # fmt: skip
             time.sleep(0.005)
         if record := _read(name):
             return record

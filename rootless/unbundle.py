@@ -35,6 +35,8 @@ def begin(package: str = "", file: FileIO | None = None) -> None:
         from rootless import entry
 
         entry.end(entry.main(), bundled)
+    except KeyboardInterrupt:
+        _exit(130)
     except (MemoryError, SystemError, ImportError, OSError) as error:
         # The dynamic loader has words of its own, and the interpreter's C modules may forget which error it was.
         said = str(error)

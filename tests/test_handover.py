@@ -492,6 +492,61 @@ def test_nobody_is_let_in_before_it_is_complete(sbx: Sbx, image: str, step: str,
         process.terminate()
 
 
+@needs.userns
+@needs.busybox
+def test_who_comes_late_publishes_nobody_elses_record(sbx: Sbx, image: str) -> None:
+    """The first one has ended, its supervisor has deleted its folder, and another one has the name by now."""
+    late = """
+import os, sys
+from rootless import state
+publish = state.Folder.publish_record
+def late(folder):
+    os.write(1, b"first\\n")
+    sys.stdin.readline()
+    publish(folder)
+    os.write(1, b"published\\n")
+state.Folder.publish_record = late
+"""
+    name = ["run", *NONE, "--name", "x"]
+    code = [sys.executable, "-c", LAUNCH.format(change=late), str(needs.CHECKOUT)]
+    pipes: Any = {"env": sbx.env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([*code, *name, "--idmap", "keep", image, "true"], **pipes) as first:
+        assert first.stdin
+        assert first.stdout
+        assert first.stdout.readline() == b"first\n"
+        folder = sbx.home / "sandboxes" / "x"
+        eventually(lambda: not folder.exists(), "its supervisor has deleted it")
+        code[2] = LAUNCH.format(change=HELD.format(step=STOPS[0]).replace("sleep(30)", "sleep(1)"))
+        with subprocess.Popen([*code, *name, "--unshare", "time", image, "sleep", "9"], **pipes) as second:
+            assert second.stdout
+            second.stdout.readline()
+            first.stdin.write(b"\n")
+            first.stdin.flush()
+            assert first.stdout.readline() == b"published\n"
+            assert not (folder / "record").exists()
+            second.terminate()
+    assert first.returncode == 0
+
+
+@needs.userns
+@needs.busybox
+def test_a_start_that_takes_too_long_is_told(sbx: Sbx, image: str) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(needs.CHECKOUT)!r})
+from rootless import errors, state
+state._START = 0.1
+try:
+    state.find("slow")
+except errors.SbxError as error:
+    print(error.code, error.message)
+"""
+    with begin(sbx, image, STOPS[0], "--name", "slow") as process:
+        done = subprocess.run([sys.executable, "-c", code], env=sbx.env, capture_output=True, text=True, check=True)
+        assert done.stdout == "sandbox-starting find sandbox slow: it is still starting\n"
+        process.terminate()
+
+
 @known
 @needs.userns
 @needs.busybox
