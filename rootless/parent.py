@@ -532,8 +532,13 @@ def start(
     go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
     outside, inside = syscalls.socketpair() if terminal else (-1, -1)
     kept = [fd for fd in (outside, signals.reader, *ours) if fd >= 0]
-    ending = signals.ending() if lends else None
-    begun = _begin(plan, (status_reader, status_writer), (go_reader, go_writer), inside, kept, trace, ending)
+    begun = None
+    if _needs_no_interpreter(plan):
+        status, go = (status_reader, status_writer), (go_reader, go_writer)
+        try:
+            begun = Begun(plan, status, go, inside, kept, trace, signals.ending() if lends else None)
+        except OSError:
+            pass  # no memory, or no file, that may be executed
     pid, born = (begun.pid, 1) if begun else _fork(plan)
     if pid == 0:
         # The child must not hold our ends: it waits for their end of file.
@@ -552,24 +557,11 @@ def start(
     return sandbox
 
 
-def _begin(
-    plan: Plan,
-    status: tuple[int, int],
-    go: tuple[int, int],
-    terminal: int,
-    ours: Sequence[int],
-    trace: bool,
-    ending: Sequence[int] | None,
-) -> Begun | None:
-    """Begin a supervisor that needs no interpreter, if `plan` asks no more of it and the host has what it takes."""
+def _needs_no_interpreter(plan: Plan) -> bool:
+    """Whether `plan` asks no more of a supervisor than supervisor.py has."""
     steps = plan.inside[: len(STEPS)]
     last = steps[-1]
-    if [type(step) for step in steps] != STEPS or not (isinstance(last, StartProcess) and last.can_be_program()):
-        return None
-    try:
-        return Begun(plan, status, go, terminal, ours, trace, ending)
-    except OSError:
-        return None  # no memory, or no file, that may be executed
+    return [type(step) for step in steps] == STEPS and isinstance(last, StartProcess) and last.can_be_program()
 
 
 def _fork(plan: Plan) -> tuple[int, int]:

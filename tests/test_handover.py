@@ -120,7 +120,7 @@ os.write(told, b"words\\n")
 {borrowed}
 thoughts.append(os.getpid() == ours)
 os.waitpid(begun, 0)
-print(*thoughts, os.read(status, 9), flush=True)
+os.write(1, " ".join(map(str, [*thoughts, os.read(status, 9)])).encode() + b"\\n")  # in one, for others write, too
 signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 """
