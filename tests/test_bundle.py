@@ -373,3 +373,12 @@ def test_the_environment_is_what_we_were_started_with() -> None:
     env = {b"A": b"a", b"X": b"\xff", b"PYTHONPATH": os.fsencode(needs.CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == "a None c True False '\\udcff'\n", done.stderr
+
+
+def test_interrupted_while_the_modules_load() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rootless import entry, unbundle\n"
+        "def main(): raise KeyboardInterrupt\nentry.main = main; unbundle.begin()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(needs.CHECKOUT)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

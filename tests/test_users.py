@@ -200,3 +200,10 @@ def test_files_belong_to_the_users_of_the_image(sbx: Sbx, image: str) -> None:
     script = "stat -c %u:%g /home/guest /etc; cat /home/guest/README; touch /etc/x 2>/dev/null || echo refused"
     lines = sbx.ok("run", *NONE, "-u", "guest", image, "sh", "-c", script).splitlines()
     assert (lines[:2], lines[-1]) == (["1000:1000", "0:0"], "refused")
+
+
+def test_no_descriptor_for_the_images_passwd(sbx: Sbx, image: str) -> None:
+    """Which says nothing of what is in it."""
+    result = sbx("run", *NONE, "--ulimit", "nofile=3", "-u", "guest", image, "true")
+    assert (result.status, result.stdout) == (125, "")
+    assert result.stderr.startswith("sbx: become user guest: Too many open files\n")
