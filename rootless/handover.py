@@ -20,7 +20,7 @@ before they become programs of two hundred bytes (init.py), and for these no int
                 becomes a program that clears up. So the parent's memory does for pid 1 and the command.
 
 A list is data, 64 bytes for each call: its number, six arguments, and where its result goes, which may be an argument
-of a later one. It is walked by seven hundred bytes of machine code that keep off the stack, for that is in use. Their
+of a later one. It is walked by eight hundred bytes of machine code that keep off the stack, for that is in use. Their
 source is helpers/handover-x86_64.s; the tests assemble it and compare. On other machines, and where the host has no
 memory that may be executed, processes are forked; and where a shadow stack is kept of return addresses.
 """

@@ -107,8 +107,9 @@ def execute(request: Request) -> int:
             step.mode = mode
     try:
         sandbox = parent.start(steps, wanted.terminal, request.debug)
-    except SbxError:
-        os.close(state.open_process(record))  # if it has just ended, that is the reason
+    except SbxError as error:
+        if error.code != "interrupted":
+            os.close(state.open_process(record))  # if it has just ended, that is the reason
         raise
     for fd in (outer, *joined.values()):
         if fd >= 0:

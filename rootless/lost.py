@@ -41,11 +41,9 @@ def main(status: int) -> int:
             os.wait()
     except ChildProcessError:
         pass
-    os.set_blocking(status, False)
-    with contextlib.suppress(BlockingIOError):
-        said = os.read(status, 4096)
-        if said[:5] == LOST[:5] and not ending:
-            error = program_refused(said[5] - 32)
+    said = os.read(status, 4096)
+    if said[:5] == LOST[:5] and not ending:
+        error = program_refused(said[5] - 32)
     for folder in state.debris():
         with contextlib.suppress(SbxError):  # what belongs to subordinate ids: the next launch deletes it
             trees.remove(folder)

@@ -126,6 +126,7 @@ signal.pthread_sigmask(signal.SIG_SETMASK, before)
 """
 )
 END = "hand.hand_back(EXIT_GROUP, 3)"
+DEAF = "len(signal.pthread_sigmask(0, [])) > 50"
 INNER = """inner = h.Handover(syscalls.CLONE_VM | syscalls.SIGCHLD, 2, b'lost X ')
 inner.call(EXIT_GROUP, 0)
 inner.split()"""
@@ -202,7 +203,10 @@ def test_meet_tells_what_failed(first: str, second: str, killed: bool, early: st
             ["by number"],
         ),
         # what fails leaves us where we were
-        (f"try: hand.execve(b'/none', [], {{}})\nexcept FileNotFoundError: thoughts.append(2)\n{END}", []),
+        (
+            f"try: hand.execve(b'/none', [], {{}})\nexcept FileNotFoundError: thoughts.append({DEAF})\n{END}",
+            [],
+        ),
         # a signal is kept for when the memory is back
         (f"os.kill(ours, 15); time.sleep(0.2)\n{END}", ["heard"]),
         # another process may take its turn
@@ -212,7 +216,7 @@ def test_meet_tells_what_failed(first: str, second: str, killed: bool, early: st
 )
 def test_lend(borrowed: str, said: list[str]) -> None:
     thoughts, *others = sorted(run(LEND.format(early="", borrowed=borrowed)), key=lambda line: not line.startswith("T"))
-    between = "2 " if "/none" in borrowed else "True " if "split" in borrowed else ""
+    between = "True " if "/none" in borrowed or "split" in borrowed else ""
     assert thoughts == f"True True b'.' {between}True b'words\\n'"
     assert others == said
 
@@ -410,6 +414,12 @@ def held(step, child):
     act(step, child)
 {step}.execute = held
 """
+IMPORT = """
+from rootless import privileges
+def execute(step, child):
+    import colorsys
+privileges.NewKeyring.execute = execute
+"""
 STOPS = ["mounts.PivotRoot", "privileges.CloseDescriptors"]
 
 
@@ -545,6 +555,32 @@ except errors.SbxError as error:
         done = subprocess.run([sys.executable, "-c", code], env=sbx.env, capture_output=True, text=True, check=True)
         assert done.stdout == "sandbox-starting find sandbox slow: it is still starting\n"
         process.terminate()
+
+
+@known
+@needs.userns
+@needs.busybox
+@needs.subids
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        # nothing is found by name, whatever has the names by then
+        (
+            IMPORT,
+            "join a new session keyring: ModuleNotFoundError: No module named 'colorsys'",
+        ),
+        # a copy of an interpreter would stay in the parent's memory
+        (
+            "processes._leave_to_command = lambda child: False",
+            "start the command's process; pid 1 stays as init: Resource temporarily unavailable",
+        ),
+    ],
+    ids=["import", "process"],
+)
+def test_what_must_not_be_done_in_lent_memory(sbx: Sbx, image: str, change: str, said: str) -> None:
+    done = launch(sbx, change, image, "true")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.splitlines()[0] == f"sbx: {said}"
 
 
 @known
