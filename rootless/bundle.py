@@ -55,16 +55,18 @@ def compiled(file: str) -> CodeType:
     return _short(compile(_lean(file), file, "exec", dont_inherit=True, optimize=2))
 
 
-#: CPython, Objects/locations.md: up to eight units of the same line, without columns; for longer code than there is
-_ONE_LINE = bytes((0x80 | 13 << 3 | 7, 0)) * 1000
+#: What tables of lines there are, by how much code they are for: equal ones are one object, and so there once
+_lines: dict[int, bytes] = {}
 
 
 def _short(code: CodeType) -> CodeType:
-    """Return `code` with one line for all of it, whose table is one for all code."""
-    if len(code.co_code) > 16 * 1000:
-        raise OSError(errno.E2BIG, f"{code.co_name}: {os.strerror(errno.E2BIG)}")
+    """Return `code` with one line for all of it, without columns: CPython, Objects/locations.md."""
     constants = tuple(_short(value) if isinstance(value, CodeType) else value for value in code.co_consts)
-    return code.replace(co_consts=constants, co_linetable=_ONE_LINE, co_qualname=code.co_name)
+    units = len(code.co_code) // 2
+    # Each entry stands for up to eight units of code; one too many, and whoever traces writes past its memory
+    entries = ((0x80 | 13 << 3 | min(8, units - start) - 1, 0) for start in range(0, units, 8))
+    table = _lines.setdefault(units, bytes(byte for entry in entries for byte in entry))
+    return code.replace(co_consts=constants, co_linetable=table, co_qualname=code.co_name)
 
 
 def _lean(file: str) -> ast.Module:
