@@ -7,6 +7,7 @@ import, `ctypes` 2.8). A call that fails raises OSError with the kernel's errno.
 from __future__ import annotations
 
 import _ctypes
+import _struct
 import os
 import sys
 
@@ -129,7 +130,7 @@ def address(memory: Any) -> int:
 
 def words(*values: int) -> bytes:
     """Return `values` as consecutive 64-bit words: the layout of the newer calls' argument structures."""
-    return b"".join((value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, sys.byteorder) for value in values)
+    return _struct.pack(f"{len(values)}Q", *[value & 0xFFFFFFFFFFFFFFFF for value in values])
 
 
 class Words:

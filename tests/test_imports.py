@@ -48,7 +48,7 @@ OPEN_ROWS = {"leaves"}
 #: subprocess 13, dataclasses 14).
 CHEAP = {"__future__", "os", "sys", "gc", "errno", "_signal", "fcntl", "select", "termios", "marshal", "time"}
 #: One file alone knows ctypes, through its C half; and one stands in for os.
-CHEAP_IN = {"syscalls": CHEAP | {"_ctypes"}, "lean_os": CHEAP | {"posix"}}
+CHEAP_IN = {"syscalls": CHEAP | {"_ctypes", "_struct"}, "lean_os": CHEAP | {"posix"}}
 #: What loads the modules works on the import system itself.
 CHEAP_IN["unbundle"] = CHEAP | {"posix", "_frozen_importlib", "_frozen_importlib_external"}
 

@@ -17,7 +17,7 @@ from test_imports import CHEAP, WARM
 REPORT = re.compile(r"^import time: +[0-9]+ \| +[0-9]+ \| +(\S+)$", re.MULTILINE)
 #: Besides the standard modules named in test_imports: the bridge to the kernel, and the binding that syscalls.py looks
 #: for where Python has no os.unshare; os.wait4 makes its answer of `resource`, after the command has ended.
-ALLOWED = CHEAP | {"_ctypes", "rootless", "unshare", "resource"}
+ALLOWED = CHEAP | {"_ctypes", "_struct", "rootless", "unshare", "resource"}
 
 
 def imported(*arguments: str, code: str = "", env: dict[str, str] | None = None) -> tuple[int, set[str], str]:
@@ -31,7 +31,7 @@ def imported(*arguments: str, code: str = "", env: dict[str, str] | None = None)
 @pytest.fixture(scope="module")
 def bare() -> set[str]:
     """What an interpreter loads for `import os` alone, with the names of the allowed modules' own C halves."""
-    return imported(code=f"import {', '.join(sorted(CHEAP - {'__future__'}))}, _ctypes")[1]
+    return imported(code=f"import {', '.join(sorted(CHEAP - {'__future__'}))}, _ctypes, _struct")[1]
 
 
 def assert_hot(loaded: set[str], bare: set[str]) -> None:
