@@ -65,8 +65,8 @@ class World:
             shutil.copytree(checkout / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", copy / ".venv"], check=True)
         shutil.copy(copy / "helpers" / "sbx", copy / ".venv" / "bin" / "sbx")
-        quicken = '. "$1/helpers/environment.sh"; quicken "$1/.venv/bin/sbx" "$1/rootless"'
-        subprocess.run(["sh", "-c", quicken, "sh", copy], check=True)
+        quicken = [copy / ".venv" / "bin" / "python3", "-ISE", copy / "helpers" / "quicken.py"]
+        subprocess.run([*quicken, copy / ".venv", copy / "rootless"], check=True)
         self._share_packages(copy)
         subprocess.run([sys.executable, "-m", "compileall", "-q", copy / "rootless"], check=True)
         return str(copy / ".venv" / "bin" / "sbx")

@@ -43,15 +43,3 @@ make_environment() { # WHAT-IT-WAS-MADE-FROM PIP-ARGUMENTS…
         { say "pip could not install the packages: is a package index reachable?" && exit 1; }
     echo "$stamp" > "$venv/stamp"
 }
-
-# Let the kernel start the interpreter of SBX itself, where its path can stand in a first line: half a millisecond less
-# than by the shell script that pip installs. What it runs is the package's __main__, as that script does. The one thing
-# that the shell says better is that stdin is a folder.
-quicken() { # SBX PACKAGE
-    tail -n +3 "$1" | cmp -s - "$2/__main__.py" && return 0
-    interpreter=${1%/*}/python3
-    case $1$2 in *[!A-Za-z0-9/._+-]*) return 0 ;; esac
-    [ ${#interpreter} -le 100 ] && [ -w "${1%/*}" ] || return 0
-    { echo "#!$interpreter -ISE" && echo "__file__ = \"$2/__main__.py\"" && cat "$2/__main__.py"; } > "$1.new"
-    chmod 755 "$1.new" && mv "$1.new" "$1"
-}

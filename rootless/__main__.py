@@ -17,7 +17,6 @@ def main() -> None:
     from marshal import loads
 
     package = __file__.rpartition("/")[0]
-    sys.path.insert(0, package.rpartition("/")[0])
     scope = {}  # type: ignore[var-annotated]
     try:
         file = open(f"{package}/__pycache__/bundle.{sys.implementation.cache_tag}", "rb", 0)
@@ -26,6 +25,7 @@ def main() -> None:
     except (OSError, ValueError, TypeError, EOFError):
         pass
     if "begin" not in scope:
+        sys.path.insert(0, package.rpartition("/")[0])
         from rootless import unbundle
 
         unbundle.begin(package)

@@ -28,6 +28,8 @@ def begin(package: str = "", file: FileIO | None = None) -> None:
 
     `package` is the absolute path of the package, if it was run by that, and `file` its bundle, where that can be used.
     """
+    if package and (folder := package.rpartition("/")[0]) not in sys.path:
+        sys.path.insert(0, folder)
     try:
         # Somebody wants to see the modules (importtime), or their lines
         plain = not package or bool(sys._xoptions) or b"SBX_DEBUG" in environ

@@ -124,39 +124,131 @@ def test_front_changes_no_variable_of_the_caller(fake: Path) -> None:
     assert {line for line in shown if line.endswith("=mine")} == {f"{name}=mine" for name in mine}
 
 
-def quicken(sbx: Path, package: Path) -> None:
-    run("sh", "-c", '. "$1"; quicken "$2" "$3"', "sh", FRONT.parent / "environment.sh", sbx, package)
+# ── without a shell ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_front_without_a_shell(tmp_path: Path) -> None:
-    sbx, package = tmp_path / "bin/sbx", tmp_path / "rootless"
-    sbx.parent.mkdir()
+def quicken(environment: Path, package: Path) -> None:
+    run(environment / "bin/python3", "-ISE", FRONT.parent / "quicken.py", environment, package)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """An environment with the shell's front, in a folder whose name can stand in a first line."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path)
+    shutil.copy(FRONT, tmp_path / "bin/sbx")
+    (site,) = tmp_path.glob("lib/python3*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return tmp_path
+
+
+def test_a_front_without_a_shell(environment: Path) -> None:
+    sbx, package = environment / "bin/sbx", environment / "rootless"
     package.mkdir()
-    (tmp_path / "bin/python3").symlink_to(sys.executable)
-    shutil.copy(FRONT, sbx)
     main = "import sys\nprint(__file__, sys.flags.isolated, sys.flags.no_site, sys.argv[1:])\n"
     (package / "__main__.py").write_text(main)
-    quicken(sbx, package)
-    (tmp_path / "link").symlink_to(sbx)
-    for command in (sbx, tmp_path / "link"):
+    quicken(environment, package)
+    (environment / "link").symlink_to(sbx)
+    for command in (sbx, environment / "link"):
         assert run(command, "a b", "", "-c") == f"{package}/__main__.py 1 1 ['a b', '', '-c']"
-    before = sbx.stat()
-    quicken(sbx, package)
-    assert sbx.stat().st_ino == before.st_ino
+    before = {path: path.lstat().st_ino for path in environment.rglob("*") if path.suffix != ".pyc"}
+    quicken(environment, package)
+    assert {path: path.lstat().st_ino for path in before} == before
     (package / "__main__.py").write_text("print('newer')\n")
-    os.utime(package / "__main__.py", (before.st_mtime + 5, before.st_mtime + 5))
-    quicken(sbx, package)
     assert run(sbx) == "newer"
 
 
+def test_it_begins_with_the_bundle(environment: Path) -> None:
+    """And what is not in there is found: a slow command's packages, as from an interpreter that was started in full."""
+    package = environment / "rootless"
+    shutil.copytree(needs.CHECKOUT / "rootless", package, ignore=shutil.ignore_patterns("__pycache__"))
+    quicken(environment, package)
+    env = {"SBX_HOME": str(environment / "home"), "PATH": "/usr/bin:/bin", "HOME": "/"}
+    options = "--dry-run --idmap single --net none --seccomp unconfined --name x"
+    plan = [str(environment / "bin/sbx"), "run", *options.split(), "host", "true"]
+    shown = run(*plan, env=env)
+    bundle = package / f"__pycache__/bundle.{sys.implementation.cache_tag}"
+    for path in package.rglob("*.py"):
+        path.chmod(0)
+    assert run(*plan, env=env) == shown  # from the bundle alone
+    for path in package.rglob("*.py"):
+        path.chmod(0o644)
+    for spoiled in (b"", b"no bundle", bundle.read_bytes()[:2000], None):
+        bundle.unlink()
+        if spoiled is not None:
+            bundle.write_bytes(spoiled)
+        assert run(*plan, env=env) == shown
+    assert version() in run(environment / "bin/sbx", "--version", env=env)
+    assert "run" in run(environment / "bin/sbx", "--help", env=env)
+
+
+CODECS = r"""
+import builtins, codecs, encodings, io, locale, sys
+print = lambda *values: builtins.print(*map(ascii, values))
+sys.path[:] = [folder for folder in sys.path if "lean" not in folder]
+texts = ["", "a", "ä€𝄞", "\udc80"]
+for name in ("utf-8", "UTF8", "utf_8", "latin-1", "cp1252", "utf-16", "idna", "rot13", "nothing", "U8", "utf-8-sig"):
+    for text in texts:
+        for errors in ("strict", "surrogateescape", "replace"):
+            try:
+                raw = codecs.encode(text, name, errors)
+                print(name, errors, raw, codecs.decode(raw, name, errors))
+            except (LookupError, UnicodeError, TypeError) as error:
+                print(name, errors, type(error).__name__, error)
+for errors in ("strict", "replace"):
+    decoder, encoder = codecs.getincrementaldecoder("utf-8")(errors), codecs.getincrementalencoder("utf-8")(errors)
+    print([decoder.decode(bytes([byte])) for byte in "ä€".encode()], decoder.getstate(), encoder.encode("ä€", True))
+    decoder.decode(b"\xe2"), decoder.reset(), encoder.reset()
+    print(decoder.decode(b"a", True), decoder.errors, encoder.errors)
+print(codecs.getreader("utf-8")(io.BytesIO("ä".encode())).read(), codecs.lookup("utf-8").name)
+stream = io.BytesIO()
+codecs.getwriter("utf-8")(stream).write("ä")
+print(stream.getvalue(), sys.stdin.read(), sys.stdout.encoding, sys.getfilesystemencoding())
+import encodings.idna, encodings.aliases
+print(len(encodings.aliases.aliases), encodings.normalize_encoding("a b"), locale.getpreferredencoding(False))
+try:
+    encodings.nothing
+except AttributeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "de_DE.iso88591"])
+def test_lean_encodings_are_the_real_ones(environment: Path, locale: str) -> None:
+    quicken(environment, environment)
+    env = {"LC_ALL": locale}
+    if locale.startswith("de"):
+        if not shutil.which("localedef") or not Path("/usr/share/i18n/charmaps").exists():
+            pytest.skip("no localedef(1), or no character maps for it: package locales")
+        run("localedef", "-f", "ISO-8859-1", "-i", "de_DE", environment / locale)
+        env["LOCPATH"] = str(environment)
+    (environment / "codecs.txt").write_text(CODECS)
+    shown = []
+    for interpreter in ("bin/python3", "lean/python3"):
+        command = [str(environment / interpreter), "-ISE", "-X", "utf8=0", str(environment / "codecs.txt")]
+        done = subprocess.run(command, input="ä\n".encode(), capture_output=True, env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        shown.append(done.stdout)
+    assert shown[0] == shown[1]
+    loaded = run(environment / "lean/python3", "-ISE", "-c", "import sys; print(*sys.modules)", env={"LC_ALL": "C"})
+    assert not [name for name in loaded.split() if name.startswith("encodings.")]
+
+
 @pytest.mark.parametrize("folder", ["a folder", 'a"folder', "f" * 110])
-def test_the_shell_stays_where_a_first_line_cannot_say_it(tmp_path: Path, folder: str) -> None:
-    sbx = tmp_path / folder / "bin/sbx"
-    sbx.parent.mkdir(parents=True)
-    shutil.copy(FRONT, sbx)
-    (tmp_path / "__main__.py").touch()
-    quicken(sbx, tmp_path)
-    assert sbx.read_bytes() == FRONT.read_bytes()
+def test_the_shell_stays_where_a_first_line_cannot_say_it(environment: Path, folder: str) -> None:
+    (environment / folder / "bin").mkdir(parents=True)
+    (environment / folder / "bin/python3").symlink_to(sys.executable)
+    shutil.copy(FRONT, environment / folder / "bin/sbx")
+    quicken(environment / folder, environment)
+    assert (environment / folder / "bin/sbx").read_bytes() == FRONT.read_bytes()
+
+
+def test_the_shell_stays_where_nothing_can_be_written(environment: Path) -> None:
+    environment.chmod(0o555)
+    try:
+        quicken(environment, environment)
+    finally:
+        environment.chmod(0o755)
+    assert (environment / "bin/sbx").read_bytes() == FRONT.read_bytes()
 
 
 def test_a_folder_as_stdin_is_told_in_one_line(installed: Path) -> None:
