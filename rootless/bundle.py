@@ -2,8 +2,9 @@
 
 The interpreter finds, checks and reads the thirty modules of a launch one by one, which takes it 4.5 ms; from one file
 it is less than 2. Nothing is in it that a launch has no use for: no docstrings, no annotations, no slots, and `import
-os` means lean_os. Of the lines, each function keeps its first; with SBX_DEBUG set, the modules themselves are loaded,
-and a traceback is exact.
+os` means lean_os. What a usual launch does not call (all but usual.txt) stands apart, and is unmarshalled when it is
+first wanted. Of the lines, each function keeps its first; with SBX_DEBUG set, the modules themselves are loaded, and a
+traceback is exact.
 
 The file is ``__pycache__/bundle.cpython-311`` in the package (the ending is the interpreter's cache tag), beside the
 modules' own compiled files and under the same rules: whoever may write those may write it, and it is used as long as
@@ -19,7 +20,7 @@ import importlib.util
 import marshal
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import MAGIC_NUMBER
 from types import CodeType
@@ -28,6 +29,8 @@ from rootless import paths
 
 #: Where a launch begins. What these import at their top, and what that does, is hot.
 ROOTS = ("rootless.entry", "rootless.launch")
+#: The full names of the functions that a usual launch calls: helpers/usual.py
+USUAL = f"{paths.PACKAGE}/usual.txt"
 
 
 def hot_modules() -> list[tuple[str, str]]:
@@ -52,7 +55,11 @@ def hot_modules() -> list[tuple[str, str]]:
 
 def compiled(file: str) -> CodeType:
     """Return the code of the module in `file` as the bundle has it."""
-    return _short(compile(_lean(file), file, "exec", dont_inherit=True, optimize=2))
+    return _compile(_lean(file), file)
+
+
+def _compile(tree: ast.Module, file: str) -> CodeType:
+    return _short(compile(ast.fix_missing_locations(tree), file, "exec", dont_inherit=True, optimize=2))
 
 
 #: What tables of lines there are, by how much code they are for: equal ones are one object, and so there once
@@ -111,6 +118,54 @@ class _Lean(ast.NodeTransformer):
         return ast.copy_location(ast.ImportFrom("rootless", [ast.alias("lean_os", "os")], 0), node)
 
 
+class _Split(ast.NodeTransformer):
+    """Takes out of a module what a usual launch does not call, and leaves its place in `rare` there: unbundle.Rare."""
+
+    def __init__(self, module: str, file: str, usual: Container[str], values: Container[str], rare: bytearray) -> None:
+        self._above = module
+        self._file = file
+        self._usual = usual
+        self._values = values
+        self._rare = rare
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        above, self._above = self._above, f"{self._above}.{node.name}"
+        names = {f"{self._above}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        is_step = [ast.unparse(base) for base in node.bases] == ["Step"]
+        if is_step and node.name not in self._values and not any(name in self._usual for name in names):
+            taken: ast.AST = self._take(node)  # what is only ever called may be anything that can be called
+        else:
+            node.body = [self.visit(part) if isinstance(part, ast.FunctionDef) else part for part in node.body]
+            taken = node
+        self._above = above
+        return taken
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        is_usual = f"{self._above}.{node.name}" in self._usual
+        return node if is_usual or not _may_stand_apart(node) else self._take(node)
+
+    def _take(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        place = ast.parse(f"{node.name} = __rare__({len(self._rare)})").body[0]
+        self._rare += marshal.dumps(_compile(ast.Module([node], []), self._file))
+        return ast.copy_location(place, node)
+
+
+def _may_stand_apart(node: ast.FunctionDef) -> bool:
+    """Whether it means the same outside its class, and is none that the interpreter looks up by itself."""
+    names = {part.id if isinstance(part, ast.Name) else part.attr for part in ast.walk(node)
+             if isinstance(part, ast.Name | ast.Attribute)}  # fmt: skip
+    private = any(name.startswith("__") and not name.endswith("__") for name in names)
+    return not (node.name.startswith("__") or private or "super" in names)
+
+
+def _values(tree: ast.Module) -> Iterator[str]:
+    """Yield the names by which something is done in `tree` besides a call."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in called:
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
 def _is_slots(node: ast.stmt) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else []
     return any(isinstance(target, ast.Name) and target.id == "__slots__" for target in targets)
@@ -131,23 +186,30 @@ def _file(name: str) -> str:
 
 
 def make() -> bytes:
-    """Return the bundle: the code of unbundle.py, a table, and the code of all modules in the table's order.
+    """Return the bundle: the code of unbundle.py, a table, the code of all modules in the table's order, and the rest.
 
     In front of all stands the number of the interpreter's bytecode, and in front of the first two eight digits that say
     how long they are. The table has the sources (path below the package, mtime, size), the C modules that are needed,
-    each with its file, and the modules: name, path, whether it is a package itself. All is marshalled; the modules in
-    one go, so that what they have in common is there once.
+    each with its file, the modules (name, path, whether it is a package itself, where what is rare of it begins), and
+    the length of the last two. All is marshalled; the modules in one go, so that what they have in common is there
+    once, and what is rare one by one.
     """
-    names = hot_modules()
+    files = hot_modules()
     loader = _file("rootless.unbundle")
-    others = [loader, _file("rootless.__main__"), _file("rootless.bundle")]
+    others = [USUAL, loader, _file("rootless.__main__"), _file("rootless.bundle")]
     # before they are read: what changes meanwhile makes the bundle stale, not wrong
-    sources = [_source(file) for file in (*others, *(file for _, file in names))]
-    codes = marshal.dumps(tuple(compiled(file) for _, file in names))
-    modules = [(name, _path(file), file.endswith("/__init__.py")) for name, file in names]
+    sources = [_source(file) for file in (*others, *(file for _, file in files))]
+    with open(USUAL, encoding="utf-8") as stream:
+        usual = frozenset(stream.read().split())
+    values = {name for _, file in files for name in _values(_lean(file))}
+    modules, hot, rare = [], [], bytearray(1)  # no place is 0, which is false
+    for name, file in files:
+        modules.append((name, _path(file), file.endswith("/__init__.py"), len(rare)))
+        hot.append(_compile(_Split(name, file, usual, values, rare).visit(_lean(file)), file))
+    codes = marshal.dumps(tuple(hot))
     head = marshal.dumps(compiled(loader))
-    table = marshal.dumps((sources, _foreign_modules(), modules))
-    return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, codes])
+    table = marshal.dumps((sources, _foreign_modules(), modules, len(codes), len(rare)))
+    return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, codes, rare])
 
 
 def _source(file: str) -> tuple[str, int, int]:

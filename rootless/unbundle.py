@@ -56,7 +56,7 @@ def load(package: str, file: FileIO) -> bool:
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     try:
         with file:
-            sources, foreign, modules = marshal.loads(file.read(int(file.read(8))))
+            sources, foreign, modules, length, rest = marshal.loads(file.read(int(file.read(8))))
             folder = open_file(package, O_PATH | O_CLOEXEC)
             try:
                 for path, mtime, size in sources:
@@ -65,16 +65,46 @@ def load(package: str, file: FileIO) -> bool:
                         return False
             finally:
                 close(folder)
-            codes = marshal.loads(file.read())
+            codes = marshal.loads(file.read(length))
+            Rare.codes = memoryview(file.read())
+            if len(Rare.codes) != rest:
+                return False
     except (OSError, ValueError, TypeError, EOFError):
         return False
     for name, origin in foreign:
         _load_foreign(name, origin)
-    for name, path, is_package in modules:
-        _make(name, package + path, is_package)
-    for (name, _, _), code in zip(modules, codes, strict=True):
+    for name, path, is_package, start in modules:
+        _make(name, package + path, is_package, start)
+    for (name, *_), code in zip(modules, codes, strict=True):
         _run(sys.modules[name], code)
     return True
+
+
+class Rare(int):
+    """What a usual launch does without: a function, or a step. Its place in `codes`, until it is first wanted."""
+
+    codes = memoryview(b"")
+    #: where each module's begin
+    modules: dict[str, int] = {}
+    itself: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "itself":
+            return getattr(self.itself, name)
+        module = [module for module, start in Rare.modules.items() if start <= self][-1]
+        found: dict[str, Any] = {}
+        exec(marshal.loads(Rare.codes[self:]), sys.modules[module].__dict__, found)
+        (self.itself,) = found.values()
+        return self.itself
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.itself(*args, **keywords)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self.itself.__get__(instance, owner)
+
+    def __instancecheck__(self, value: object) -> bool:
+        return isinstance(value, self.itself)
 
 
 def _load_foreign(name: str, origin: str) -> None:
@@ -90,8 +120,10 @@ def _load_foreign(name: str, origin: str) -> None:
     loader.exec_module(module)
 
 
-def _make(name: str, file: str, is_package: bool) -> None:
+def _make(name: str, file: str, is_package: bool, start: int) -> None:
     module = sys.modules[name] = type(sys)(name)
+    module.__rare__ = Rare  # type: ignore[attr-defined]
+    Rare.modules[name] = start
     module.__file__ = file
     module.__spec__ = ModuleSpec(name, None, is_package=is_package)
     if is_package:

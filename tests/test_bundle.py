@@ -38,11 +38,12 @@ class Installation:
         self.package = folder / "rootless"
         self.cache = self.package / "__pycache__"
         self.file = self.cache / f"bundle.{sys.implementation.cache_tag}"
+        self.home = folder / "home"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         main, (options, words) = str(self.package / "__main__.py"), split(arguments)
         command = [sys.executable, "-I", "-S", "-E", *options, main, *words]
-        env = {"PATH": "/usr/bin:/bin", "SBX_HOME": str(self.package.parent / "home"), "HOME": "/"}
+        env = {"PATH": "/usr/bin:/bin", "SBX_HOME": str(self.home), "HOME": "/"}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
@@ -291,6 +292,89 @@ def test_a_slow_command_finds_the_modules_that_are_in_no_bundle(bundled: Install
     status, stdout, _ = bundled("--help")
     assert status == 0
     assert "run" in stdout
+
+
+# ── what a usual launch does without ──────────────────────────────────────────────────────────────────────────────────
+
+USUAL = (needs.CHECKOUT / "rootless" / "usual.txt").read_text().split()
+
+#: Runs a command line from the bundle of the package that is its first word; into a file goes what was rare in it.
+WATCHED = """
+import os, sys
+package, report = sys.argv[1:3]
+del sys.argv[1:3]
+sys.path.insert(0, os.path.dirname(package))
+from rootless import unbundle
+real, wanted = unbundle.Rare.__getattr__, []
+def get(place, name):
+    found = real(place, name)
+    wanted.append(str(found))
+    return found
+unbundle.Rare.__getattr__ = get
+file = open(f"{package}/__pycache__/bundle.{sys.implementation.cache_tag}", "rb", 0)
+file.seek(4)
+file.read(int(file.read(8)))
+assert unbundle.load(package, file)
+from rootless import entry
+stream = open(report, "w")
+status = entry.main()
+stream.write("\\n".join(wanted))
+stream.flush()
+os._exit(status)
+"""
+
+
+def functions(tree: ast.AST, above: str) -> Iterator[str]:
+    """Yield the full names of the functions of modules and classes in `tree`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield f"{above}.{node.name}"
+        if isinstance(node, ast.ClassDef | ast.If):
+            yield from functions(node, f"{above}.{node.name}" if isinstance(node, ast.ClassDef) else above)
+
+
+def test_the_list_names_functions_that_there_are() -> None:
+    there = {
+        name for module, file in bundle.hot_modules() for name in functions(ast.parse(Path(file).read_text()), module)
+    }
+    assert not [name for name in USUAL if name not in there], "run helpers/usual.py again"
+    assert sorted(set(USUAL)) == USUAL
+
+
+@needs.subids
+def test_a_usual_launch_wants_nothing_rare(bundled: Installation, home: Path, image: str, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    command = [sys.executable, "-ISE", "-c", WATCHED, str(bundled.package), str(report)]
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "SBX_HOME": str(home)}
+    for options, rare in ((["--workdir", "/"], 0), (["-v", "/etc:/x"], 1)):
+        words = ["run", "--net", "none", *options, image, "true"]
+        for _ in range(2):  # the first one may have a filter to compile
+            subprocess.run([*command, *words], env=env, check=True)
+        wanted = report.read_text().splitlines()
+        assert len(wanted) >= rare, "nothing is rare: it was not watched"
+        assert rare or len(wanted) < 5, f"run helpers/usual.py again: {wanted}"
+
+
+@needs.userns
+@pytest.mark.parametrize("usual", ["nothing", "everything"])
+def test_whatever_is_usual_makes_no_difference(installation: Installation, usual: str) -> None:
+    names = [
+        name for module, file in bundle.hot_modules() for name in functions(ast.parse(Path(file).read_text()), module)
+    ]
+    (installation.package / "usual.txt").write_text("\n".join(names) if usual == "everything" else "")
+    plain = Installation(installation.package.parent / "plain")
+    plain.home = installation.home
+    run = ("run", "--idmap", "single", "--net", "none", "--name", "x", "--hostname", "x")
+    for line in (
+        PLAN, (*PLAN[:-1], "nothing"), (*run, "host", "sh", "-c", "exit 3"), (*run, "host", "/no/such/program"),
+        (*run, "--tmpfs", "/x", "--volume", "/etc:/y:ro", "-w", "/y", "host", "sh", "-c", "ls /x; umask"),
+        (*run, "--volume", "/nowhere:/x", "host", "true"), (*run, "--user", "nobody-here", "host", "true"),
+        (*run, "--debug", "host", "true"), (*run, "--rootfs", "/nowhere", "true"), ("exec", "x", "true"), ("ps",),
+        (*run, "--timeout", "0.2", "host", "sleep", "9"), (*run, "--no-init", "host", "sh", "-c", "kill -9 $$"),
+    ):  # fmt: skip
+        assert installation(*line) == plain("-B", *line), line
+    assert installation.file.exists()
+    assert not plain.file.exists()
 
 
 # ── lean_os ───────────────────────────────────────────────────────────────────────────────────────────────────────────
