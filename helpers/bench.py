@@ -65,8 +65,9 @@ class Bench:
 
     def parallel(self) -> None:
         """Many launches at once: how many in a second."""
-        rounds = max(1, self.words.rounds // 10)
         for at_once in AT_ONCE:
+            # of few at once a turn is over in a moment, and tells the less
+            rounds = max(1, self.words.rounds * 4 // at_once)
             rates = self._rates(at_once, at_once * self.words.batch, rounds)
             own = median(rates["sbx"])
             rows = [(name, f"{median(rate):.0f}", f"{own / median(rate):.2f}") for name, rate in rates.items()]
