@@ -46,10 +46,16 @@ def _find(name: str) -> codecs.CodecInfo | None:
 
 def _real(name: str):  # type: ignore[no-untyped-def]
     """Return what the real package has under `name`; what it has, this one has from now on."""
-    if globals().pop("__getattr__", None):
+    if "__getattr__" in globals():
         from importlib.machinery import SourceFileLoader
 
-        exec(SourceFileLoader(__name__, f"{__path__[0]}/__init__.py").get_code(__name__), globals())
+        code = SourceFileLoader(__name__, f"{__path__[0]}/__init__.py").get_code(__name__)
+        del globals()["__getattr__"]  # it is asked for "aliases" on the way
+        try:
+            exec(code, globals())
+        except BaseException:
+            globals()["__getattr__"] = _real
+            raise
     try:
         return globals()[name]
     except KeyError:

@@ -11,6 +11,7 @@ Nothing is changed where the paths can't stand in a first line, or can't be writ
 that it says better is that stdin is a folder.
 """
 
+import fcntl
 import os
 import py_compile
 import sys
@@ -21,11 +22,11 @@ from marshal import loads
 package = "{package}"
 try:
     file = open("{package}/__pycache__/bundle.{tag}", "rb", 0)
-    code = file.read(4) == {magic} and loads(file.read(int(file.read(8))))
+    if file.read(4) == {magic}:
+        exec(loads(file.read(int(file.read(8)))))
 except (OSError, ValueError, TypeError, EOFError):
-    code = None
-if code:
-    exec(code)
+    pass
+if "begin" in globals():
     begin(package, file)
 __file__ = "{package}/__main__.py"
 exec(open(__file__).read())
@@ -43,6 +44,8 @@ def quicken(environment: str, package: str) -> None:
         return
     with open(f"{os.path.dirname(os.path.abspath(__file__))}/lean_encodings.py") as file:
         encodings = file.read()
+    alone = os.open(environment, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(alone, fcntl.LOCK_EX)  # until the end: one writes at a time
     os.makedirs(f"{lean}/encodings", exist_ok=True)
     replace(f"{lean}/encodings/__init__.py", encodings)
     py_compile.compile(f"{lean}/encodings/__init__.py", doraise=True)
@@ -60,24 +63,21 @@ def replace(path: str, content: str, link: bool = False) -> None:
             found = os.readlink(path)
         else:
             with open(path) as file:
-                found = file.read()
+                found = file.read() if os.access(path, os.X_OK) else None
     except (OSError, ValueError):
         found = None
     if found == content:
         return
     new = f"{path}.new"
-    try:
-        if os.path.lexists(new):
-            os.unlink(new)
-        if link:
-            os.symlink(content, new)
-        else:
-            with open(new, "w") as file:
-                file.write(content)
-            os.chmod(new, 0o755)
-        os.rename(new, path)
-    except (FileNotFoundError, FileExistsError):
-        pass  # another one is at the same
+    if os.path.lexists(new):
+        os.unlink(new)  # of one that was killed
+    if link:
+        os.symlink(content, new)
+    else:
+        with open(new, "w") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o755)
+    os.rename(new, path)
 
 
 if __name__ == "__main__":

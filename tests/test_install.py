@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import needs
@@ -153,6 +155,9 @@ def test_a_front_without_a_shell(environment: Path) -> None:
     before = {path: path.lstat().st_ino for path in environment.rglob("*") if path.suffix != ".pyc"}
     quicken(environment, package)
     assert {path: path.lstat().st_ino for path in before} == before
+    sbx.chmod(0o644)
+    quicken(environment, package)
+    assert run(sbx) == f"{package}/__main__.py 1 1 []"
     (package / "__main__.py").write_text("print('newer')\n")
     assert run(sbx) == "newer"
 
@@ -172,7 +177,8 @@ def test_it_begins_with_the_bundle(environment: Path) -> None:
     assert run(*plan, env=env) == shown  # from the bundle alone
     for path in package.rglob("*.py"):
         path.chmod(0o644)
-    for spoiled in (b"", b"no bundle", bundle.read_bytes()[:2000], None):
+    number = MAGIC_NUMBER + b"00000005" + marshal.dumps(1)
+    for spoiled in (b"", b"no bundle", bundle.read_bytes()[:2000], number, None):
         bundle.unlink()
         if spoiled is not None:
             bundle.write_bytes(spoiled)
@@ -231,6 +237,22 @@ def test_lean_encodings_are_the_real_ones(environment: Path, locale: str) -> Non
     assert shown[0] == shown[1]
     loaded = run(environment / "lean/python3", "-ISE", "-c", "import sys; print(*sys.modules)", env={"LC_ALL": "C"})
     assert not [name for name in loaded.split() if name.startswith("encodings.")]
+
+
+def test_lean_encodings_try_again(environment: Path) -> None:
+    quicken(environment, environment)
+    code = """
+import codecs, resource
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+try:
+    codecs.lookup("cp437")
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+print(codecs.lookup("cp437").name)
+"""
+    assert run(environment / "lean/python3", "-ISE", "-c", code) == "Too many open files\ncp437"
 
 
 @pytest.mark.parametrize("folder", ["a folder", 'a"folder', "f" * 110])
