@@ -45,6 +45,8 @@ def _called(words: list[str]) -> tuple[set[str], int]:
     codes = set()
     sys.setprofile(lambda frame, event, _: codes.add(frame.f_code) if event == "call" else None)
     status = entry.main()
+    lean_os._exit = lambda _: None  # type: ignore[attr-defined]
+    entry.end(status)
     sys.setprofile(None)
     ours = [code for code in codes if code.co_filename.startswith(f"{PACKAGE}/")]
     return {_name(code.co_filename, code.co_qualname) for code in ours}, status

@@ -20,6 +20,7 @@ import importlib.util
 import marshal
 import os
 import sys
+from _imp import source_hash
 from collections.abc import Container, Iterator
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import MAGIC_NUMBER
@@ -145,7 +146,7 @@ class _Split(ast.NodeTransformer):
         return node if is_usual or not _may_stand_apart(node) else self._take(node)
 
     def _take(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
-        place = ast.parse(f"{node.name} = __rare__({len(self._rare)})").body[0]
+        place = ast.parse(f"{node.name} = __rare__(({len(self._rare)},))").body[0]
         self._rare += marshal.dumps(_compile(ast.Module([node], []), self._file))
         return ast.copy_location(place, node)
 
@@ -190,9 +191,9 @@ def make() -> bytes:
 
     In front of all stands the number of the interpreter's bytecode, and in front of the first two eight digits that say
     how long they are. The table has the sources (path below the package, mtime, size), the C modules that are needed,
-    each with its file, the modules (name, path, whether it is a package itself, where what is rare of it begins), and
-    the length of the last two. All is marshalled; the modules in one go, so that what they have in common is there
-    once, and what is rare one by one.
+    each with its file, the modules (name, path, whether it is a package itself, where what is rare of it begins), the
+    length of the last two, and a hash of what is rare. All is marshalled; the modules in one go, so that what they have
+    in common is there once, and what is rare one by one.
     """
     files = hot_modules()
     loader = _file("rootless.unbundle")
@@ -202,13 +203,13 @@ def make() -> bytes:
     with open(USUAL, encoding="utf-8") as stream:
         usual = frozenset(stream.read().split())
     values = {name for _, file in files for name in _values(_lean(file))}
-    modules, hot, rare = [], [], bytearray(1)  # no place is 0, which is false
+    modules, hot, rare = [], [], bytearray()
     for name, file in files:
         modules.append((name, _path(file), file.endswith("/__init__.py"), len(rare)))
         hot.append(_compile(_Split(name, file, usual, values, rare).visit(_lean(file)), file))
     codes = marshal.dumps(tuple(hot))
     head = marshal.dumps(compiled(loader))
-    table = marshal.dumps((sources, _foreign_modules(), modules, len(codes), len(rare)))
+    table = marshal.dumps((sources, _foreign_modules(), modules, len(codes), len(rare), source_hash(0, rare)))
     return b"".join([MAGIC_NUMBER, b"%08d" % len(head), head, b"%08d" % len(table), table, codes, rare])
 
 
@@ -275,6 +276,7 @@ def _finish(new: int) -> None:
         os.truncate(new, 0)
         if os.write(new, content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(new)  # or a power cut leaves zeroes in it
         os.fchmod(new, os.stat(__file__).st_mode & 0o666)  # whoever may read the source
         os.rename(path() + ".new", path())
     except BaseException:

@@ -10,7 +10,7 @@ import marshal
 import sys
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import ExtensionFileLoader
-from posix import O_CLOEXEC, O_PATH, _exit, close, environ, stat, write
+from posix import O_CLOEXEC, O_PATH, _exit, close, environ, fstat, stat, unlink, write
 from posix import open as open_file
 
 TYPE_CHECKING = False
@@ -34,6 +34,8 @@ def begin(package: str = "", file: FileIO | None = None) -> None:
         # Somebody wants to see the modules (importtime), or their lines
         plain = not package or bool(sys._xoptions) or b"SBX_DEBUG" in environ
         bundled = plain or bool(file and load(package, file))
+        if file:
+            file.close()
         from rootless import entry
 
         entry.end(entry.main(), bundled)
@@ -56,7 +58,7 @@ def load(package: str, file: FileIO) -> bool:
     gc.disable()  # a launch leaves no garbage worth a search, and the searches take a millisecond
     try:
         with file:
-            sources, foreign, modules, length, rest = marshal.loads(file.read(int(file.read(8))))
+            sources, foreign, modules, length, rest, hashed = marshal.loads(file.read(int(file.read(8))))
             folder = open_file(package, O_PATH | O_CLOEXEC)
             try:
                 for path, mtime, size in sources:
@@ -66,9 +68,11 @@ def load(package: str, file: FileIO) -> bool:
             finally:
                 close(folder)
             codes = marshal.loads(file.read(length))
-            Rare.codes = memoryview(file.read())
+            Rare.codes = file.read()
             if len(Rare.codes) != rest:
                 return False
+            found = fstat(file.fileno())
+            Rare.sound = hashed, str(file.name), found.st_dev, found.st_ino
     except (OSError, ValueError, TypeError, EOFError):
         return False
     for name, origin in foreign:
@@ -80,10 +84,12 @@ def load(package: str, file: FileIO) -> bool:
     return True
 
 
-class Rare(int):
+class Rare(tuple):  # type: ignore[type-arg]
     """What a usual launch does without: a function, or a step. Its place in `codes`, until it is first wanted."""
 
-    codes = memoryview(b"")
+    codes = b""
+    #: what source_hash() is to say of `codes`, and of which file they are: its path, device and inode
+    sound: tuple[bytes, str, int, int]
     #: where each module's begin
     modules: dict[str, int] = {}
     itself: Any
@@ -91,9 +97,16 @@ class Rare(int):
     def __getattr__(self, name: str) -> Any:
         if name != "itself":
             return getattr(self.itself, name)
-        module = [module for module, start in Rare.modules.items() if start <= self][-1]
+        if Rare.sound:
+            from _imp import source_hash  # the interpreter's own, and there
+
+            if source_hash(0, Rare.codes) != Rare.sound[0]:
+                _end_damaged(*Rare.sound[1:])
+            Rare.sound = ()  # type: ignore[assignment]
+        (place,) = self
+        module = [module for module, start in Rare.modules.items() if start <= place][-1]
         found: dict[str, Any] = {}
-        exec(marshal.loads(Rare.codes[self:]), sys.modules[module].__dict__, found)
+        exec(marshal.loads(memoryview(Rare.codes)[place:]), sys.modules[module].__dict__, found)
         (self.itself,) = found.values()
         return self.itself
 
@@ -105,6 +118,18 @@ class Rare(int):
 
     def __instancecheck__(self, value: object) -> bool:
         return isinstance(value, self.itself)
+
+
+def _end_damaged(path: str, device: int, inode: int) -> None:
+    """End the process, for its code is not what was written, and remove that; where it is in reach, and no other."""
+    try:
+        found = stat(path)
+        if (found.st_dev, found.st_ino) == (device, inode):
+            unlink(path)
+    except OSError:
+        pass
+    write(2, f"sbx: load {path}: it is damaged\nhint: it is removed now, try again; and see to the disk\n".encode())
+    _exit(125)
 
 
 def _load_foreign(name: str, origin: str) -> None:

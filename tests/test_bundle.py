@@ -24,7 +24,7 @@ import needs
 import pytest
 from hypothesis import given
 
-from rootless import bundle, lean_os
+from rootless import bundle, lean_os, unbundle
 
 NAMES = st.text(alphabet="./ab\0\udcff", max_size=12)
 
@@ -353,6 +353,32 @@ def test_a_usual_launch_wants_nothing_rare(bundled: Installation, home: Path, im
         wanted = report.read_text().splitlines()
         assert len(wanted) >= rare, "nothing is rare: it was not watched"
         assert rare or len(wanted) < 5, f"run helpers/usual.py again: {wanted}"
+
+
+def test_what_is_damaged_of_it_is_told_and_removed(bundled: Installation) -> None:
+    """As a disk may do it; what is read at once would rather be no code, and then the modules are."""
+    content = bundled.file.read_bytes()
+    assert bundled("run", "--rootfs", "/nowhere", "x")[0] == 125
+    for damaged in (content[:-1000] + bytes(1000), content[:-1] + bytes([content[-1] ^ 1])):
+        bundled.file.write_bytes(damaged)
+        assert bundled(*PLAN)[0] == 125  # a plan is shown by what is rare
+        assert not bundled.file.exists()
+        assert bundled(*PLAN)[0] == 0
+        bundled.file.write_bytes(damaged)
+        status, _, stderr = bundled("run", "--rootfs", "/nowhere", "x")
+        assert (status, stderr.count("\n")) == (125, 2)
+        assert stderr.startswith(f"sbx: load {bundled.file}: it is damaged\nhint: ")
+        assert bundled("run", "--rootfs", "/nowhere", "x")[2].startswith("sbx: open root filesystem")
+    bundled.file.write_bytes(content)
+    assert bundled("run", "--rootfs", "/nowhere", "x")[2].startswith("sbx: open root filesystem")
+
+
+def test_a_rare_one_passes_for_nothing_else() -> None:
+    """signal.signal() takes a number for a handler's."""
+    rare = unbundle.Rare((0,))
+    assert rare
+    with pytest.raises(TypeError):
+        int(rare)
 
 
 @needs.userns
