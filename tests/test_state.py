@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,31 @@ def test_a_name_is_taken_as_long_as_it_lives(top: Path) -> None:
     assert state.discard(first) == ""
     assert os.listdir(top) == []
     state.discard(state.create("a"))
+
+
+def test_where_the_filesystem_can_it_spreads_the_folders(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flags(path: Path) -> int:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return int.from_bytes(fcntl.ioctl(fd, state.GETFLAGS, bytes(8))[:4], sys.byteorder)
+        finally:
+            os.close(fd)
+
+    folder = state.create("one")
+    plain = top / "plain"
+    plain.mkdir()
+    try:
+        before = flags(plain)
+    except OSError as error:
+        pytest.skip(f"the filesystem of {top} has no flags: {error.strerror}")
+    state.spread(str(plain))
+    if flags(plain) == before:
+        pytest.skip(f"the filesystem of {top} has no flag for folders that do not belong together")
+    assert flags(plain) == before | state.TOPDIR
+    assert flags(Path(state.sandboxes())) == before | state.TOPDIR
+    state.discard(folder)
+    monkeypatch.setattr(fcntl, "ioctl", None)
+    state.discard(state.create("two"))  # it is there, and was told
 
 
 def test_folders_are_the_users_alone(top: Path) -> None:
